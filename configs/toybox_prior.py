@@ -1,0 +1,59 @@
+"""The shipped prior: a 32x32 text-conditional UNet trained on the toybox, on a CPU.
+
+    python -m dreamjax.main --config=configs/toybox_prior.py --workdir=runs/prior
+
+Draws 65,536 pictures once (about 8 minutes on two cores), then trains at about 100 pictures a second
+on two cores. `scripts/train_toybox_prior` wraps this.
+"""
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+    """The values that people override on the command line."""
+    config = config_dict.ConfigDict()
+    config.task = "train_prior"
+    config.seed = 0
+    config.steps = 8000
+    config.batch_size = 48
+    config.caption_dropout = 0.1
+    config.ema_decay = 0.999
+    config.warm_start = ""
+    config.steps_per_dispatch = 10
+    config.log_every = 50
+    config.eval_every = 500
+    config.eval_examples = 512
+    config.checkpoint_every = 250
+    config.data = config_dict.ConfigDict(
+        dict(size=32, dir="~/.cache/dreamjax", counts=(65536, 2048, 2048), on_device=False)
+    )
+    config.unet = config_dict.ConfigDict(dict(dtype="float32"))
+    config.optimizer = config_dict.ConfigDict(
+        dict(
+            learning_rate=1e-3,
+            final_learning_rate=1e-5,
+            warmup_steps=200,
+            b1=0.9,
+            b2=0.99,
+            clip_norm=1.0,
+        )
+    )
+    config.sample_captions = (
+        "a red mushroom with a white stem, front view",
+        "a blue car with a white top, side view",
+        "a yellow house with a red roof, front view",
+        "a snowman with a green hat, front view",
+        "an orange ball on a blue cube, side view",
+        "a purple chair, side view",
+        "a yellow duck with an orange beak, side view",
+        "a white rocket with a red tip, side view",
+        "a green tree with a brown trunk, front view",
+        "a pink donut with brown icing, overhead view",
+        "a red mug, side view",
+        "a blue teapot with a white lid, side view",
+        "a snowman with a green hat, back view",
+        "a blue car with a white top, front view",
+        "a purple chair, back view",
+        "a yellow house with a red roof, overhead view",
+    )
+    return config

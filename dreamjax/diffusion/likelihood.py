@@ -1,0 +1,150 @@
+"""The variational bound on -log p(x_0) and its terms (DDPM eq. 5), in nats per dimension.
+
+Symbols: L_T compares q(x_T | x_0) with a standard normal, L_{t-1} the posterior with the model's
+reverse step, L_0 decodes x_0 in [-1, 1] as one of 256 levels. t is an integer index 0..T-1, one
+less than the paper's, so the term at index t is the paper's L_t, and index 0 is the decoder's.
+`predict(x_t, t) -> eps_hat` is the network.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import log_ndtr
+from jaxtyping import Array, Float, Int, Key
+
+from dreamjax.diffusion.process import Gaussian, posterior, q_sample, reverse
+from dreamjax.diffusion.schedule import Schedule, extract
+
+HALF_BIN = 1.0 / 255.0  # half the distance of two of the 256 levels that span [-1, 1]
+
+
+class Bound(NamedTuple):
+    """The bound of each example: L_T [B] and the terms of t = 0..T-1 [B, T], nats per dimension."""
+
+    prior: Array
+    terms: Array
+
+    @property
+    def total(self) -> Float[Array, " b"]:
+        """Their sum, an upper bound on -log p(x_0), nats per dimension."""
+        return self.prior + jnp.sum(self.terms, axis=1)
+
+
+def bits(nats: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Nats as bits."""
+    return nats / np.log(2.0)
+
+
+def gaussian_kl(
+    mean_q: Float[Array, "..."],
+    log_var_q: Float[Array, "..."],
+    mean_p: Float[Array, "..."],
+    log_var_p: Float[Array, "..."],
+) -> Float[Array, "..."]:
+    """KL(q || p) of two diagonal Gaussians, element by element, in nats."""
+    log_ratio = log_var_q - log_var_p
+    distance = jnp.square(mean_q - mean_p) * jnp.exp(-log_var_p)
+    return 0.5 * (jnp.expm1(log_ratio) - log_ratio + distance)
+
+
+def discretised_gaussian_log_likelihood(
+    x_0: Float[Array, "..."], mean: Float[Array, "..."], log_std: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """Log of a Gaussian's mass in the bin of x_0, element by element, in nats (DDPM eq. 13).
+
+    x_0 is on the 256 levels in [-1, 1]; the bins of the two end levels, beyond +-0.999, are open.
+    The normal distribution function is exact, and so is its logarithm far out in the tails.
+    """
+    inverse_std = jnp.exp(-log_std)
+    upper = (x_0 - mean + HALF_BIN) * inverse_std
+    lower = (x_0 - mean - HALF_BIN) * inverse_std
+    # Mirrored onto the negative side, where log_ndtr keeps its relative accuracy.
+    mirror = upper + lower > 0.0
+    log_near = log_ndtr(jnp.where(mirror, -lower, upper))
+    log_far = log_ndtr(jnp.where(mirror, -upper, lower))
+    inside = log_near + _log1mexp(log_near - log_far)
+    return jnp.where(
+        x_0 < -0.999, log_ndtr(upper), jnp.where(x_0 > 0.999, log_ndtr(-lower), inside)
+    )
+
+
+def prior_term(schedule: Schedule, x_0: Float[Array, "b ..."]) -> Float[Array, " b"]:
+    """L_T, the mean KL of q(x_T | x_0) from a standard normal, nats per dimension (DDPM eq. 5)."""
+    t = jnp.full(x_0.shape[:1], schedule.num_steps - 1)
+    mean = extract(schedule.sqrt_alpha_bar, t, x_0.ndim) * x_0
+    log_var = extract(np.log(schedule.variance), t, x_0.ndim)
+    return _mean_per_example(gaussian_kl(mean, log_var, 0.0, 0.0))
+
+
+def decoder_term(x_0: Float[Array, "b ..."], model: Gaussian) -> Float[Array, " b"]:
+    """L_0, minus the mean log-likelihood of x_0's levels, nats per dimension (DDPM eq. 13)."""
+    log_std = 0.5 * model.log_var
+    return -_mean_per_example(discretised_gaussian_log_likelihood(x_0, model.mean, log_std))
+
+
+def transition_term(
+    schedule: Schedule,
+    x_0: Float[Array, "b ..."],
+    x_t: Float[Array, "b ..."],
+    t: Int[Array, " b"],
+    model: Gaussian,
+) -> Float[Array, " b"]:
+    """L_{t-1}, mean KL of the posterior from the model's step, nats per dimension (DDPM eq. 5).
+
+    At t = 0 it stands for nothing: there the decoder takes its place.
+    """
+    true = posterior(schedule, x_0, x_t, t)
+    return _mean_per_example(gaussian_kl(true.mean, true.log_var, model.mean, model.log_var))
+
+
+def bound_term(
+    schedule: Schedule,
+    x_0: Float[Array, "b ..."],
+    x_t: Float[Array, "b ..."],
+    t: Int[Array, " b"],
+    model: Gaussian,
+) -> Float[Array, " b"]:
+    """L_0 where t = 0, else L_{t-1}, nats per dimension."""
+    transition = transition_term(schedule, x_0, x_t, t, model)
+    return jnp.where(t == 0, decoder_term(x_0, model), transition)
+
+
+def bound(
+    predict: Callable[[Array, Array], Array],
+    schedule: Schedule,
+    x_0: Float[Array, "b ..."],
+    key: Key[Array, ""],
+    log_variance: np.ndarray,
+    clip_x0: bool = True,
+) -> Bound:
+    """Estimate every term of the bound with one draw of x_t each, T network calls (DDPM eq. 5).
+
+    log_variance [T] is the model's fixed variance, as in `process.reverse`.
+    """
+
+    def term(index):
+        t = jnp.full(x_0.shape[:1], index)
+        eps = jax.random.normal(jax.random.fold_in(key, index), x_0.shape)
+        x_t = q_sample(schedule, x_0, t, eps)
+        model = reverse(schedule, x_t, t, predict(x_t, t), log_variance, clip_x0)
+        return bound_term(schedule, x_0, x_t, t, model)
+
+    terms = jax.lax.map(term, jnp.arange(schedule.num_steps))
+    return Bound(prior_term(schedule, x_0), terms.T)
+
+
+def _mean_per_example(values: Array) -> Array:
+    return jnp.mean(values.reshape(values.shape[0], -1), axis=1)
+
+
+def _log1mexp(x: Array) -> Array:
+    """log(1 - exp(-x)) for x > 0, each branch only fed where it is accurate."""
+    small = x < np.log(2.0)
+    return jnp.where(
+        small,
+        jnp.log(-jnp.expm1(-jnp.where(small, x, 1.0))),
+        jnp.log1p(-jnp.exp(-jnp.where(small, 1.0, x))),
+    )

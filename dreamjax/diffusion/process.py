@@ -1,0 +1,145 @@
+"""The forward process q, its posterior, and the conversions between x_0, eps and v.
+
+Symbols: x_t = sqrt(alpha_bar_t) x_0 + sigma_t eps with sigma_t^2 = 1 - alpha_bar_t (DDPM eq. 4);
+v = sqrt(alpha_bar_t) eps - sigma_t x_0 (arXiv 2202.00512). Images x are [B, ...], t is an integer
+index [B] in 0..T-1, arithmetic is float32. Recovering x_0 from eps divides by sqrt(alpha_bar_t):
+near t = T-1 a rounding error in eps grows by its inverse, and where alpha_bar_t is 0 eps does not
+determine x_0 at all.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from dreamjax.diffusion.schedule import Schedule, extract
+from dreamjax.errors import UserError
+
+
+class Gaussian(NamedTuple):
+    """A diagonal Gaussian: mean [B, ...]; var and log_var broadcast against it."""
+
+    mean: Array
+    var: Array
+    log_var: Array
+
+
+def q_sample(
+    schedule: Schedule, x_0: Float[Array, "b ..."], t: Int[Array, " b"], eps: Float[Array, "b ..."]
+) -> Float[Array, "b ..."]:
+    """Diffuse x_0 to step t with the given standard normal eps (DDPM eq. 4)."""
+    scale, sigma = _scales(schedule, x_0, t)
+    return scale * x_0 + sigma * eps
+
+
+def posterior(
+    schedule: Schedule, x_0: Float[Array, "b ..."], x_t: Float[Array, "b ..."], t: Int[Array, " b"]
+) -> Gaussian:
+    """q(x_{t-1} | x_t, x_0); at t = 0 its variance is 0 and its log_var is t = 1's (DDPM eq. 7)."""
+    mean = (
+        extract(schedule.posterior_x0_scale, t, x_t.ndim) * x_0
+        + extract(schedule.posterior_xt_scale, t, x_t.ndim) * x_t
+    )
+    var = extract(schedule.posterior_variance, t, x_t.ndim)
+    return Gaussian(mean, var, extract(schedule.posterior_log_variance, t, x_t.ndim))
+
+
+def reverse(
+    schedule: Schedule,
+    x_t: Float[Array, "b ..."],
+    t: Int[Array, " b"],
+    eps_hat: Float[Array, "b ..."],
+    log_variance: np.ndarray,
+    clip_x0: bool = True,
+) -> Gaussian:
+    """p(x_{t-1} | x_t) of a network's eps_hat, x_0 first clipped to [-1, 1] (DDPM eq. 11).
+
+    log_variance [T] is the fixed choice of the model's variance: the schedule's
+    `posterior_log_variance` or `large_log_variance`.
+    """
+    x_0 = x0_from_eps(schedule, x_t, t, eps_hat)
+    if clip_x0:
+        x_0 = jnp.clip(x_0, -1.0, 1.0)
+    log_var = extract(log_variance, t, x_t.ndim)
+    return Gaussian(posterior(schedule, x_0, x_t, t).mean, jnp.exp(log_var), log_var)
+
+
+def x0_from_eps(
+    schedule: Schedule, x_t: Float[Array, "b ..."], t: Int[Array, " b"], eps: Float[Array, "b ..."]
+) -> Float[Array, "b ..."]:
+    """x_0 = (x_t - sigma_t eps) / sqrt(alpha_bar_t) (DDPM eq. 4 inverted)."""
+    scale, sigma = _scales(schedule, x_t, t)
+    return (x_t - sigma * eps) / scale
+
+
+def eps_from_x0(
+    schedule: Schedule, x_t: Float[Array, "b ..."], t: Int[Array, " b"], x_0: Float[Array, "b ..."]
+) -> Float[Array, "b ..."]:
+    """Noise eps = (x_t - sqrt(alpha_bar_t) x_0) / sigma_t (DDPM eq. 4 inverted)."""
+    scale, sigma = _scales(schedule, x_t, t)
+    return (x_t - scale * x_0) / sigma
+
+
+def v_from_x0_eps(
+    schedule: Schedule, x_0: Float[Array, "b ..."], t: Int[Array, " b"], eps: Float[Array, "b ..."]
+) -> Float[Array, "b ..."]:
+    """v = sqrt(alpha_bar_t) eps - sigma_t x_0, a v-network's target (arXiv 2202.00512)."""
+    scale, sigma = _scales(schedule, x_0, t)
+    return scale * eps - sigma * x_0
+
+
+def x0_from_v(
+    schedule: Schedule, x_t: Float[Array, "b ..."], t: Int[Array, " b"], v: Float[Array, "b ..."]
+) -> Float[Array, "b ..."]:
+    """x_0 = sqrt(alpha_bar_t) x_t - sigma_t v (arXiv 2202.00512 appendix D)."""
+    scale, sigma = _scales(schedule, x_t, t)
+    return scale * x_t - sigma * v
+
+
+def eps_from_v(
+    schedule: Schedule, x_t: Float[Array, "b ..."], t: Int[Array, " b"], v: Float[Array, "b ..."]
+) -> Float[Array, "b ..."]:
+    """Noise eps = sigma_t x_t + sqrt(alpha_bar_t) v (arXiv 2202.00512 appendix D)."""
+    scale, sigma = _scales(schedule, x_t, t)
+    return sigma * x_t + scale * v
+
+
+def v_from_eps(
+    schedule: Schedule, x_t: Float[Array, "b ..."], t: Int[Array, " b"], eps: Float[Array, "b ..."]
+) -> Float[Array, "b ..."]:
+    """v = (eps - sigma_t x_t) / sqrt(alpha_bar_t), the inverse of `eps_from_v`."""
+    scale, sigma = _scales(schedule, x_t, t)
+    return (eps - sigma * x_t) / scale
+
+
+def v_from_x0(
+    schedule: Schedule, x_t: Float[Array, "b ..."], t: Int[Array, " b"], x_0: Float[Array, "b ..."]
+) -> Float[Array, "b ..."]:
+    """v = (sqrt(alpha_bar_t) x_t - x_0) / sigma_t, the inverse of `x0_from_v`."""
+    scale, sigma = _scales(schedule, x_t, t)
+    return (scale * x_t - x_0) / sigma
+
+
+def eps_from_output(
+    schedule: Schedule,
+    prediction: str,
+    x_t: Float[Array, "b ..."],
+    t: Int[Array, " b"],
+    output: Float[Array, "b ..."],
+) -> Float[Array, "b ..."]:
+    """eps_hat from the output of a network that predicts "eps", "x0" or "v".
+
+    Raises UserError for any other prediction.
+    """
+    if prediction == "eps":
+        return output
+    if prediction == "x0":
+        return eps_from_x0(schedule, x_t, t, output)
+    if prediction == "v":
+        return eps_from_v(schedule, x_t, t, output)
+    raise UserError(f'prediction must be "eps", "x0" or "v"; got {prediction!r}')
+
+
+def _scales(schedule: Schedule, x: Array, t: Array) -> tuple[Array, Array]:
+    return extract(schedule.sqrt_alpha_bar, t, x.ndim), extract(schedule.sigma, t, x.ndim)

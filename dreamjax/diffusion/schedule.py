@@ -1,0 +1,170 @@
+"""Beta schedules of the forward process and the float64 quantities that follow from them.
+
+Symbols (DDPM, arXiv 2006.11239): beta_t is the variance added at step t; alpha_t = 1 - beta_t;
+alpha_bar_t is the product of alpha_0..alpha_t; sigma_t^2 = 1 - alpha_bar_t. t is an integer index
+0..T-1, so the paper's beta_1 is betas[0], and alpha_bar before t = 0 is 1. Everything here is NumPy
+float64; `extract` casts to float32, once.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from dreamjax.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """The noise schedule: betas [T] and what follows from them, each float64 [T] and read-only.
+
+    Two schedules are equal when their betas are, so a schedule may be static under `jax.jit`.
+    Raises UserError unless betas are one-dimensional, not empty, finite and in (0, 1].
+    """
+
+    betas: np.ndarray
+
+    def __post_init__(self):
+        try:
+            betas = np.array(self.betas, np.float64)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"betas must be an array of numbers: {error}") from error
+        if betas.ndim != 1 or betas.size == 0:
+            raise UserError(f"betas must be a non-empty 1-D array; got shape {betas.shape}")
+        wrong = np.flatnonzero(~((betas > 0.0) & (betas <= 1.0)))  # true for NaN too
+        if wrong.size:
+            t = wrong[0]
+            raise UserError(f"betas must be finite and in (0, 1]; betas[{t}] is {betas[t]}")
+        betas.setflags(write=False)
+        object.__setattr__(self, "betas", betas)
+
+    def __eq__(self, other):
+        return isinstance(other, Schedule) and np.array_equal(self.betas, other.betas)
+
+    def __hash__(self):
+        return hash(self.betas.tobytes())
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return self.betas.size
+
+    @functools.cached_property
+    def alphas(self) -> np.ndarray:
+        """alpha_t = 1 - beta_t."""
+        return _frozen(1.0 - self.betas)
+
+    @functools.cached_property
+    def log_alpha_bar(self) -> np.ndarray:
+        """log alpha_bar_t; -inf from a beta of 1 onwards."""
+        with np.errstate(divide="ignore"):
+            return _frozen(np.cumsum(np.log1p(-self.betas)))
+
+    @functools.cached_property
+    def alpha_bar(self) -> np.ndarray:
+        """alpha_bar_t, the share of the variance of x_t that is signal."""
+        return _frozen(np.exp(self.log_alpha_bar))
+
+    @functools.cached_property
+    def alpha_bar_prev(self) -> np.ndarray:
+        """alpha_bar_{t-1}, which is 1 at t = 0."""
+        return _frozen(np.append(1.0, self.alpha_bar[:-1]))
+
+    @functools.cached_property
+    def variance(self) -> np.ndarray:
+        """sigma_t^2 = 1 - alpha_bar_t, exact for tiny betas too."""
+        return _frozen(-np.expm1(self.log_alpha_bar))
+
+    @functools.cached_property
+    def variance_prev(self) -> np.ndarray:
+        """1 - alpha_bar_{t-1}, which is 0 at t = 0."""
+        return _frozen(np.append(0.0, self.variance[:-1]))
+
+    @functools.cached_property
+    def sqrt_alpha_bar(self) -> np.ndarray:
+        """Scale of x_0 in x_t."""
+        return _frozen(np.exp(0.5 * self.log_alpha_bar))
+
+    @functools.cached_property
+    def sigma(self) -> np.ndarray:
+        """Scale of eps in x_t, sqrt(1 - alpha_bar_t)."""
+        return _frozen(np.sqrt(self.variance))
+
+    @functools.cached_property
+    def log_snr(self) -> np.ndarray:
+        """log(alpha_bar_t / (1 - alpha_bar_t))."""
+        return _frozen(self.log_alpha_bar - np.log(self.variance))
+
+    @functools.cached_property
+    def posterior_variance(self) -> np.ndarray:
+        """Variance of q(x_{t-1} | x_t, x_0), "beta tilde"; 0 at t = 0 (DDPM eq. 7)."""
+        return _frozen(self.variance_prev / self.variance * self.betas)
+
+    @functools.cached_property
+    def posterior_log_variance(self) -> np.ndarray:
+        """Log of the posterior variance, with t = 1's value at t = 0 in place of -inf."""
+        return _frozen(np.log(_first_from_second(self.posterior_variance, self)))
+
+    @functools.cached_property
+    def large_log_variance(self) -> np.ndarray:
+        """log beta_t, the larger fixed variance, with the posterior's t = 1 value at t = 0."""
+        return _frozen(np.append(self.posterior_log_variance[0], np.log(self.betas[1:])))
+
+    @functools.cached_property
+    def posterior_x0_scale(self) -> np.ndarray:
+        """Scale of x_0 in the posterior mean (DDPM eq. 7)."""
+        return _frozen(np.sqrt(self.alpha_bar_prev) * self.betas / self.variance)
+
+    @functools.cached_property
+    def posterior_xt_scale(self) -> np.ndarray:
+        """Scale of x_t in the posterior mean (DDPM eq. 7)."""
+        return _frozen(np.sqrt(self.alphas) * self.variance_prev / self.variance)
+
+
+def linear(num_steps: int = 1000, start: float = 1e-4, end: float = 0.02) -> Schedule:
+    """Betas evenly spaced from start to end (DDPM section 4; made for 1000 steps)."""
+    return Schedule(np.linspace(start, end, _checked(num_steps)))
+
+
+def scaled_linear(num_steps: int = 1000, start: float = 0.00085, end: float = 0.012) -> Schedule:
+    """Betas whose roots are evenly spaced, as in Stable Diffusion."""
+    if start < 0 or end < 0:
+        raise UserError(f"scaled_linear needs betas >= 0; got start {start}, end {end}")
+    return Schedule(np.linspace(np.sqrt(start), np.sqrt(end), _checked(num_steps)) ** 2)
+
+
+def cosine(num_steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> Schedule:
+    """Betas that give alpha_bar the shape of a squared cosine (arXiv 2102.09672 eq. 17)."""
+    u = np.arange(_checked(num_steps) + 1) / num_steps
+    f = np.cos((u + offset) / (1.0 + offset) * np.pi / 2.0) ** 2
+    return Schedule(np.minimum(1.0 - f[1:] / f[:-1], max_beta))
+
+
+def extract(values: np.ndarray, t: Int[Array, "*batch"], ndim: int) -> Float[Array, "..."]:
+    """Look up values [T] at t as float32, with trailing axes of 1 up to ndim axes.
+
+    A t outside 0..T-1 gives NaN: a wrong index must not pass for its neighbour.
+    """
+    table = jnp.asarray(values, jnp.float32)
+    t = jnp.asarray(t)
+    taken = table.at[t].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+    return taken.reshape(t.shape + (1,) * (ndim - t.ndim))
+
+
+def _checked(num_steps: int) -> int:
+    if num_steps != int(num_steps) or num_steps < 1:
+        raise UserError(f"a schedule needs a whole number of steps, at least 1; got {num_steps}")
+    return int(num_steps)
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    array.setflags(write=False)
+    return array
+
+
+def _first_from_second(variance: np.ndarray, schedule: Schedule) -> np.ndarray:
+    if schedule.num_steps == 1:  # there is no t = 1 to borrow from
+        return schedule.betas
+    return np.append(variance[1], variance[1:])

@@ -1,0 +1,156 @@
+"""One step of score distillation, in the order in which the data flows.
+
+    key, step -> cameras -> rays -> field -> rendered and shaded rgb -> objective
+              -> gradient on the field -> optimiser -> state
+
+Losses are means over views and sums over pixels, as the objective's is (see `sds`), so that weights
+of regularisers mean the same at every render size.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from dreamjax.distill.sds import Objective
+from dreamjax.distill.views import Views
+from dreamjax.scene.background import BackgroundMLP, backdrop_rgb, sample_backdrop
+from dreamjax.scene.camera import CameraConfig, sample_camera, view_index
+from dreamjax.scene.field import Field, FieldConfig
+from dreamjax.scene.rays import camera_rays
+from dreamjax.scene.regularizers import opacity_loss
+from dreamjax.scene.render import RenderConfig, render_rays
+from dreamjax.scene.shading import LightConfig, ShadingConfig, sample_shading
+
+
+class SceneState(NamedTuple):
+    """One scene being distilled; `step` counts finished steps."""
+
+    step: Int[Array, ""]
+    params: PyTree
+    opt_state: PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Weights of the regularisers at the first step and from `ramp_steps` on, linear in between."""
+
+    orientation: tuple[float, float] = (1e-4, 1e-2)
+    opacity: tuple[float, float] = (1e-3, 5e-3)
+    ramp_steps: int = 5000
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodingConfig:
+    """The isotropic variance of the encoding, linear from the first to the second value."""
+
+    variance: tuple[float, float] = (5e-2, 2e-3)
+    ramp_steps: int = 5000
+
+
+@dataclasses.dataclass(frozen=True)
+class StepConfig:
+    """The scene and how it is looked at; `mlp_background` learns one instead of drawing backdrops."""
+
+    field: FieldConfig = FieldConfig()
+    encoding: EncodingConfig = EncodingConfig()
+    render: RenderConfig = RenderConfig()
+    camera: CameraConfig = CameraConfig()
+    light: LightConfig = LightConfig()
+    shading: ShadingConfig = ShadingConfig()
+    loss: LossConfig = LossConfig()
+    mlp_background: bool = False
+
+
+def ramp(ends: tuple[float, float], step: Int[Array, ""], steps: int) -> Float[Array, ""]:
+    """From `ends[0]` at step 0 to `ends[1]` at `steps` and after, linear."""
+    done = jnp.clip(jnp.asarray(step, jnp.float32) / max(steps, 1), 0.0, 1.0)
+    return ends[0] + done * (ends[1] - ends[0])
+
+
+def init_scene(key: Key[Array, ""], config: StepConfig, tx) -> SceneState:
+    """A scene that nobody has looked at yet."""
+    key_field, key_background = jax.random.split(key)
+    point = jnp.zeros((1, 3))
+    params = {"field": Field(config.field).init(key_field, point, point)["params"]}
+    if config.mlp_background:
+        params["background"] = BackgroundMLP().init(key_background, point)["params"]
+    return SceneState(jnp.zeros((), jnp.int32), params, tx.init(params))
+
+
+def field_fn(params: PyTree, config: StepConfig) -> Callable:
+    """The scene's field as a function of Gaussians."""
+    return lambda mean, var: Field(config.field).apply({"params": params["field"]}, mean, var)
+
+
+def make_sds_step(
+    objective: Objective,
+    config: StepConfig,
+    update: Callable,
+    mean: Callable,
+    size: int,
+    shaded: bool,
+) -> Callable:
+    """The step for one device's share of the views.
+
+    Args:
+        objective: (params, rgb, views, key, step) -> (loss, metrics).
+        config: the scene.
+        update: (grads, loss, params, opt_state) -> (params, opt_state, metrics).
+        mean: the mean over devices.
+        size: of the renderings, in pixels.
+        shaded: False shows albedo alone, without normals.
+
+    Returns:
+        sds_step(state, index, objective_params, key) -> (state, metrics), with `index` the global
+        numbers of this device's views and `key` the run's base key.
+    """
+
+    def sds_step(state, index, objective_params, key):
+        key_scene, key_objective = jax.random.split(jax.random.fold_in(key, state.step))
+        keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key_scene, i), 4))(index)
+
+        camera = jax.vmap(lambda k: sample_camera(k, config.camera))(keys[:, 0])
+        views = Views(camera, index, view_index(camera.azimuth, camera.elevation))
+        shading = jax.vmap(
+            lambda k, position: sample_shading(k, position, config.light, config.shading)
+        )(keys[:, 1], camera.position)
+        rays = jax.vmap(lambda c: camera_rays(c, size))(camera)
+        variance = ramp(config.encoding.variance, state.step, config.encoding.ramp_steps)
+
+        def loss_fn(params):
+            if config.mlp_background:
+                behind = BackgroundMLP().apply({"params": params["background"]}, rays.direction)
+            else:
+                behind = jax.vmap(lambda k: backdrop_rgb(sample_backdrop(k), size))(keys[:, 2])
+            seen = render_rays(
+                field_fn(params, config),
+                rays,
+                keys[:, 3],
+                variance,
+                shading,
+                behind,
+                config.render,
+                with_normals=shaded,
+            )
+            loss, metrics = objective(objective_params, seen.rgb, views, key_objective, state.step)
+            per_view = lambda values: jnp.sum(values) / len(index)  # noqa: E731
+            weight = {
+                name: ramp(getattr(config.loss, name), state.step, config.loss.ramp_steps)
+                for name in ("orientation", "opacity")
+            }
+            orientation = per_view(seen.orientation)
+            opacity = per_view(opacity_loss(seen.opacity))
+            total = loss + weight["orientation"] * orientation + weight["opacity"] * opacity
+            shown = {"opacity": jnp.mean(seen.opacity), "orientation": orientation / size**2}
+            return total, {**metrics, **shown}
+
+        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        loss, metrics, grads = mean((loss, metrics, grads))
+        params, opt_state, counts = update(grads, loss, state.params, state.opt_state)
+        return SceneState(state.step + 1, params, opt_state), {**metrics, **counts}
+
+    return sds_step

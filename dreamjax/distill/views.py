@@ -1,0 +1,19 @@
+"""What an objective is told about the views it is shown."""
+
+from typing import NamedTuple
+
+from jaxtyping import Array, Int
+
+from dreamjax.scene.camera import Camera
+
+
+class Views(NamedTuple):
+    """V views: their cameras, numbers in the global batch, and indices into `camera.VIEW_WORDS`.
+
+    All leaves have a leading axis V. `index` is what a view's randomness is folded from, so it
+    counts over all devices.
+    """
+
+    camera: Camera
+    index: Int[Array, " v"]
+    word: Int[Array, " v"]

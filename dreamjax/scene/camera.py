@@ -1,0 +1,117 @@
+"""Cameras on a sphere around the object.
+
+World: right-handed, z up. Azimuth 0 is +x (the object's front) and grows counter-clockwise seen from
+above; elevation 0 is the horizon and 90 straight above. All angles are degrees, all lengths scene
+units. Everything here is one camera; batch with `jax.vmap`.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+VIEW_WORDS = ("front", "side", "back", "overhead")
+OVERHEAD_ELEVATION = 60.0
+HALF_VIEW = 45.0
+
+
+@dataclasses.dataclass(frozen=True)
+class CameraConfig:
+    """The distribution that training cameras are drawn from (DreamFusion, section 3.2).
+
+    Ranges are uniform. `area_uniform` is the share of cameras whose elevation is uniform in area on
+    the sphere rather than in angle. The jitters are the half-width of a uniform offset of the
+    position and the standard deviations of normal offsets of the looked-at point and of up.
+    """
+
+    distance: tuple[float, float] = (2.8, 3.4)
+    elevation: tuple[float, float] = (-10.0, 80.0)
+    area_uniform: float = 0.5
+    focal: tuple[float, float] = (1.2, 1.4)
+    jitter_position: float = 0.05
+    jitter_look_at: float = 0.02
+    jitter_up: float = 0.02
+
+
+class Camera(NamedTuple):
+    """A pinhole camera with its centre of projection in the middle of a square image.
+
+    `rotation` maps camera to world; its columns are the camera's right, up and backward. `focal` is
+    in image widths. `azimuth` and `elevation` are those it was aimed from, in degrees.
+    """
+
+    position: Float[Array, "*batch 3"]
+    rotation: Float[Array, "*batch 3 3"]
+    focal: Float[Array, "*batch"]
+    azimuth: Float[Array, "*batch"]
+    elevation: Float[Array, "*batch"]
+
+
+def direction(azimuth: Float[Array, "*b"], elevation: Float[Array, "*b"]) -> Float[Array, "*b 3"]:
+    """Unit vectors from the origin towards azimuth and elevation in degrees."""
+    azimuth, elevation = jnp.deg2rad(azimuth), jnp.deg2rad(elevation)
+    horizontal = jnp.cos(elevation)
+    return jnp.stack(
+        [horizontal * jnp.cos(azimuth), horizontal * jnp.sin(azimuth), jnp.sin(elevation)], axis=-1
+    )
+
+
+def look_at(
+    position: Float[Array, "3"], target: Float[Array, "3"], up: Float[Array, "3"]
+) -> Float[Array, "3 3"]:
+    """Camera-to-world rotation (columns right, up, backward) of a camera that looks at `target`.
+
+    `up` must not be parallel to the line of sight.
+    """
+    backward = position - target
+    backward = backward / jnp.linalg.norm(backward)
+    right = jnp.cross(up, backward)
+    right = right / jnp.linalg.norm(right)
+    return jnp.stack([right, jnp.cross(backward, right), backward], axis=-1)
+
+
+def orbit(azimuth: float, elevation: float, distance: float, focal: float) -> Camera:
+    """A camera that looks at the origin from the given angles (degrees) and distance.
+
+    Straight above it keeps the azimuth: the top of its picture points away from where it stands.
+    """
+    azimuth, elevation, distance, focal = (
+        jnp.asarray(v, jnp.float32) for v in (azimuth, elevation, distance, focal)
+    )
+    backward = direction(azimuth, elevation)
+    right = direction(azimuth + 90.0, jnp.zeros_like(elevation))
+    rotation = jnp.stack([right, jnp.cross(backward, right), backward], axis=-1)
+    return Camera(distance * backward, rotation, focal, azimuth, elevation)
+
+
+def sample_camera(key: Key[Array, ""], config: CameraConfig) -> Camera:
+    """One random camera; its view word is that of the angles it was aimed from, before the jitter."""
+    keys = jax.random.split(key, 8)
+    azimuth = jax.random.uniform(keys[0], (), minval=-180.0, maxval=180.0)
+    low, high = config.elevation
+    by_angle = jax.random.uniform(keys[1], (), minval=low, maxval=high)
+    sin_low, sin_high = jnp.sin(jnp.deg2rad(jnp.array([low, high])))
+    by_area = jnp.rad2deg(
+        jnp.arcsin(jax.random.uniform(keys[1], (), minval=sin_low, maxval=sin_high))
+    )
+    elevation = jnp.where(jax.random.bernoulli(keys[2], config.area_uniform), by_area, by_angle)
+    distance = jax.random.uniform(
+        keys[3], (), minval=config.distance[0], maxval=config.distance[1]
+    )
+    focal = jax.random.uniform(keys[4], (), minval=config.focal[0], maxval=config.focal[1])
+    camera = orbit(azimuth, elevation, distance, focal)
+    position = camera.position + config.jitter_position * jax.random.uniform(
+        keys[5], (3,), minval=-1.0, maxval=1.0
+    )
+    target = config.jitter_look_at * jax.random.normal(keys[6], (3,))
+    up = camera.rotation[:, 1] + config.jitter_up * jax.random.normal(keys[7], (3,))
+    return camera._replace(position=position, rotation=look_at(position, target, up))
+
+
+def view_index(azimuth: Float[Array, "*b"], elevation: Float[Array, "*b"]) -> Int[Array, "*b"]:
+    """Index into `VIEW_WORDS`: overhead above 60 degrees, else front or back within 45, else side."""
+    off_front = jnp.abs(jnp.mod(jnp.asarray(azimuth) + 180.0, 360.0) - 180.0)
+    around = jnp.where(off_front <= HALF_VIEW, 0, jnp.where(off_front >= 180.0 - HALF_VIEW, 2, 1))
+    return jnp.where(jnp.asarray(elevation) > OVERHEAD_ELEVATION, 3, around).astype(jnp.int32)

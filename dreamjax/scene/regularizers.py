@@ -1,0 +1,24 @@
+"""Penalties on renderings (DreamFusion, appendix A.2). Each returns one value a ray; take the mean."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def orientation(
+    weights: Float[Array, "*batch samples"],
+    normal: Float[Array, "*batch samples 3"],
+    direction: Float[Array, "*batch 3"],
+) -> Float[Array, "*batch"]:
+    """Sum of stop_gradient(w) max(0, n.v)^2: visible normals must not face away from the camera.
+
+    `direction` is the ray's, away from the camera, so n.v > 0 is a surface seen from behind
+    (Ref-NeRF eq. 11). Only the normals receive a gradient.
+    """
+    facing_away = jnp.maximum(jnp.sum(normal * direction[..., None, :], axis=-1), 0.0)
+    return jnp.sum(jax.lax.stop_gradient(weights) * facing_away**2, axis=-1)
+
+
+def opacity_loss(opacity: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """sqrt(opacity^2 + 0.01): keeps empty space empty without a kink at zero."""
+    return jnp.sqrt(opacity**2 + 0.01)

@@ -1,0 +1,18 @@
+"""The tasks, one file each with `run(config, workdir)`; `--config.task` names the file."""
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+from dreamjax.config import nearest
+from dreamjax.errors import UserError
+
+
+def load(name: str) -> ModuleType:
+    """Import and return the task `name`; raises UserError for one that is not there."""
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    if name not in names:
+        raise UserError(
+            f"unknown task {name!r}{nearest(str(name), names)} (there are {', '.join(names)})"
+        )
+    return importlib.import_module(f"{__name__}.{name}")

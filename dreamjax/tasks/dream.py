@@ -1,0 +1,272 @@
+"""`task = dream`: a sentence becomes a 3D object."""
+
+import dataclasses
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreamjax.config import build, check_workdir, to_plain
+from dreamjax.distill.sds import SdsConfig, make_sds, sds_params
+from dreamjax.distill.step import (
+    EncodingConfig,
+    LossConfig,
+    StepConfig,
+    field_fn,
+    init_scene,
+    make_sds_step,
+)
+from dreamjax.errors import UserError
+from dreamjax.export.mesh import MeshConfig, extract_mesh, write_mesh
+from dreamjax.export.report import Report, write_report
+from dreamjax.export.sheet import SHEET_VIEWS, contact_sheet, write_png
+from dreamjax.export.video import write_video
+from dreamjax.priors import toybox as toybox_prior
+from dreamjax.scene.camera import CameraConfig, orbit
+from dreamjax.scene.field import FieldConfig
+from dreamjax.scene.render import RenderConfig, render_image
+from dreamjax.scene.shading import LightConfig, Shading, ShadingConfig
+from dreamjax.training import parallel
+from dreamjax.training.checkpoint import Checkpoints
+from dreamjax.training.metrics import Log, Progress, read_history
+from dreamjax.training.optimizer import (
+    OptimizerConfig,
+    apply_gradients,
+    check_skipped,
+    make_optimizer,
+)
+
+PAPER_WHITE = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """What a finished run leaves behind; sizes in pixels, `views_every` in steps."""
+
+    views_size: int = 96
+    preview_size: int = 48
+    views_every: int = 50
+    video_frames: int = 60
+    video_size: int = 128
+    mesh: MeshConfig = MeshConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class DreamConfig:
+    """Everything about a run.
+
+    `render_size` is (first share of the run, pixels) pairs: ((0.0, 32), (0.7, 64)) renders 32 pixels
+    and from 70 % of the steps on 64. `albedo_steps` come first and show albedo alone, without light.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    seed: int = 0
+    steps: int = 400
+    batch_views: int = 4
+    steps_per_dispatch: int = 1
+    prior: str = "toybox"
+    weights: str = ""
+    guidance_scale: float = 20.0
+    t_range: tuple[float, float] = (0.02, 0.98)
+    t_range_end: tuple[float, float] | None = None
+    weighting: str = "sigma_squared"
+    render_size: tuple[tuple[float, int], ...] = ((0.0, 32),)
+    albedo_steps: int = 100
+    mlp_background: bool = False
+    field: FieldConfig = FieldConfig()
+    encoding: EncodingConfig = EncodingConfig()
+    render: RenderConfig = RenderConfig()
+    camera: CameraConfig = CameraConfig()
+    light: LightConfig = LightConfig()
+    shading: ShadingConfig = ShadingConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    export: ExportConfig = ExportConfig()
+    checkpoint_every: int = 100
+    log_every: int = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """Steps [start, stop) that run as one compiled program."""
+
+    start: int
+    stop: int
+    size: int
+    shaded: bool
+
+
+def phases(c: DreamConfig) -> list[Phase]:
+    """The run cut where the render size or the use of light changes.
+
+    Raises UserError for a render_size that does not begin at 0 and rise, and for cuts that are no
+    multiples of steps_per_dispatch.
+    """
+    shares = [share for share, _ in c.render_size]
+    if not shares or shares[0] != 0.0 or sorted(set(shares)) != shares or shares[-1] >= 1.0:
+        raise UserError(
+            f"render_size is {c.render_size}: expected (share, pixels) pairs, shares rising from 0 "
+            "and below 1"
+        )
+    sizes = {round(share * c.steps): size for share, size in c.render_size}
+    cuts = sorted({*sizes, min(c.albedo_steps, c.steps), c.steps})
+    if any(cut % c.steps_per_dispatch for cut in cuts):
+        raise UserError(
+            f"steps, albedo_steps and the cuts of render_size fall at {cuts}: expected multiples of "
+            f"steps_per_dispatch, {c.steps_per_dispatch}"
+        )
+    found = []
+    for start, stop in zip(cuts, cuts[1:], strict=False):
+        size = sizes[max(cut for cut in sizes if cut <= start)]
+        found.append(Phase(start, stop, size, start >= c.albedo_steps))
+    return found
+
+
+def step_config(c: DreamConfig) -> StepConfig:
+    """The part of the config that the step is closed over."""
+    names = [f.name for f in dataclasses.fields(StepConfig)]
+    return StepConfig(**{name: getattr(c, name) for name in names})
+
+
+def run(config, workdir: str) -> None:
+    """Distil `config.prompt`, going on from the newest checkpoint in `workdir`, and export it."""
+    settings = dict(config)
+    settings.pop("task")
+    settings.pop("eval", None)
+    c = build(DreamConfig, settings)
+    cuts = phases(c)
+    prior, prior_params = toybox_prior.load(Path(c.weights).expanduser() if c.weights else None)
+    sds = SdsConfig(c.guidance_scale, c.t_range, c.t_range_end, c.weighting)
+    objective = make_sds(prior, sds, c.steps)
+    objective_params = sds_params(prior, prior_params, c.prompt, c.negative_prompt)
+    workdir = check_workdir(workdir, config, harmless=("export", "log_every", "checkpoint_every"))
+
+    began = time.monotonic()
+    scene = step_config(c)
+    tx = make_optimizer(c.optimizer, c.steps)
+    base_key = jax.random.key(c.seed)
+    state = init_scene(base_key, scene, tx)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    state = checkpoints.restore_latest(state) or state
+    start = int(state.step)
+
+    devices = parallel.devices_for(c.batch_views)
+    index = parallel.split_indices(c.batch_views, devices)
+    update = lambda *args: apply_gradients(tx, *args)  # noqa: E731
+    draw_views = _view_renderer(scene, c.export.preview_size)
+    log = Log(workdir, start)
+    try:
+        with Progress(c.steps, start, show=("opacity", "grad_norm")) as bar:
+            for phase in (p for p in cuts if p.stop > start):
+                step = make_sds_step(
+                    objective, scene, update, parallel.mean, phase.size, phase.shaded
+                )
+                sds_step = parallel.pmap(
+                    parallel.repeat(step, c.steps_per_dispatch), devices, shared=2
+                )
+                for now in range(max(start, phase.start), phase.stop, c.steps_per_dispatch):
+                    state, metrics = sds_step(state, index, objective_params, base_key)
+                    done = now + c.steps_per_dispatch
+                    if done % c.log_every < c.steps_per_dispatch:
+                        check_skipped(metrics, done)
+                        log.scalars(done, metrics)
+                    bar.update(done, metrics)
+                    if done % c.export.views_every < c.steps_per_dispatch:
+                        _write_views(workdir, draw_views(state.params, done))
+                    if done % c.checkpoint_every < c.steps_per_dispatch:
+                        checkpoints.save(done, state)
+        checkpoints.save(c.steps, state)
+    except KeyboardInterrupt:
+        checkpoints.save(int(state.step), state)
+        print(f"\nsaved at step {int(state.step)}; the same command goes on from there")
+        raise
+    finally:
+        log.close()
+    _export(workdir, c, scene, state.params, to_plain(config), time.monotonic() - began)
+
+
+def headlight(camera_position) -> Shading:
+    """A light at the camera, a little above it, for the pictures that people look at."""
+    above = camera_position + jnp.array([0.0, 0.0, 1.0])
+    return Shading(above, jnp.float32(0.45), jnp.float32(0.55), jnp.float32(0.0))
+
+
+def _view_renderer(scene: StepConfig, size: int):
+    """A function from parameters, step and (azimuth, elevation) pairs to stacked renderings."""
+    distance = sum(scene.camera.distance) / 2
+    focal = sum(scene.camera.focal) / 2
+
+    @jax.jit
+    def one(params, variance, azimuth, elevation):
+        camera = orbit(azimuth, elevation, distance, focal)
+        return render_image(
+            field_fn(params, scene),
+            camera,
+            size,
+            variance,
+            headlight(camera.position),
+            jnp.full((1, 1, 3), PAPER_WHITE),
+            scene.render,
+        )
+
+    def draw(params, step, angles=tuple(view[1:] for view in SHEET_VIEWS)):
+        low, high = scene.encoding.variance
+        done = min(step / max(scene.encoding.ramp_steps, 1), 1.0)
+        variance = jnp.float32(low + done * (high - low))
+        seen = [jax.device_get(one(params, variance, a, e)) for a, e in angles]
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *seen)
+
+    return draw
+
+
+def _write_views(workdir: Path, seen) -> None:
+    sheet = contact_sheet(seen.rgb, seen.normal, seen.depth, seen.opacity)
+    write_png(workdir / "views.png", sheet)
+
+
+def _export(workdir: Path, c: DreamConfig, scene: StepConfig, params, settings, seconds) -> None:
+    """Write views, turntable, mesh and report, and say so."""
+    began = time.monotonic()
+    _write_views(workdir, _view_renderer(scene, c.export.views_size)(params, c.steps))
+    frames = c.export.video_frames
+    angles = tuple((360.0 * i / frames, 15.0) for i in range(frames))
+    seen = _view_renderer(scene, c.export.video_size)(params, c.steps, angles)
+    write_video(workdir / "turntable.mp4", seen.rgb)
+
+    variance = jnp.full((1, 3), scene.encoding.variance[1], jnp.float32)
+    query = jax.jit(lambda points: field_fn(params, scene)(points, variance))
+    missing = None
+    try:
+        mesh = extract_mesh(
+            lambda points: query(points).density,
+            lambda points: query(points).albedo,
+            c.render.radius,
+            c.export.mesh,
+        )
+        write_mesh(workdir / "mesh.glb", mesh)
+    except UserError as error:
+        missing = error
+    history = read_history(workdir)
+    report = Report(
+        prompt=c.prompt,
+        mesh=None if missing else workdir / "mesh.glb",
+        missing=str(missing or ""),
+        turntable=workdir / "turntable.mp4",
+        views=workdir / "views.png",
+        steps=[row["step"] for row in history],
+        curves={
+            name: [row.get(name, float("nan")) for row in history]
+            for name in ("opacity", "grad_norm", "residual_norm")
+        },
+        settings=settings,
+        seconds=seconds + time.monotonic() - began,
+        facts={},
+    )
+    write_report(workdir / "report.html", report)
+    if missing:
+        raise missing
+    for name in ("report.html", "mesh.glb", "turntable.mp4", "views.png"):
+        print(f"wrote {workdir / name}")

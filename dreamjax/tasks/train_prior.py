@@ -1,0 +1,266 @@
+"""`task = train_prior`: train the text-conditional UNet and its text encoder on the toybox.
+
+The loss is v-prediction's mean square (arXiv 2202.00512) at t uniform in 0..T-1; captions are dropped
+for classifier-free guidance. Batches come from the data set on disk, or, with `data.on_device`,
+straight from the renderer inside the step.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from dreamjax.config import build, check_workdir
+from dreamjax.diffusion.losses import v_loss
+from dreamjax.diffusion.timesteps import uniform
+from dreamjax.errors import UserError
+from dreamjax.export.sheet import grid, write_png
+from dreamjax.nets.text import TextConfig, TextEncoder
+from dreamjax.nets.unet import UNet, UNetConfig
+from dreamjax.priors import toybox as toybox_prior
+from dreamjax.tasks.sampling import sample_texts
+from dreamjax.toybox.captions import MAX_WORDS, VOCABULARY
+from dreamjax.toybox.dataset import SEEDS, load
+from dreamjax.toybox.draw import draw_example
+from dreamjax.training import parallel
+from dreamjax.training.checkpoint import Checkpoints
+from dreamjax.training.metrics import Log, Progress
+from dreamjax.training.optimizer import (
+    OptimizerConfig,
+    apply_gradients,
+    check_skipped,
+    make_optimizer,
+)
+from dreamjax.training.state import PriorState, ema_update, init_prior_state
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where pictures come from: `counts` of train, validation and held_out under `dir`."""
+
+    size: int = 32
+    dir: str = "~/.cache/dreamjax"
+    counts: tuple[int, int, int] = (65536, 2048, 2048)
+    on_device: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainPriorConfig:
+    """Everything about a training run; intervals are in steps."""
+
+    seed: int = 0
+    steps: int = 10000
+    batch_size: int = 64
+    caption_dropout: float = 0.1
+    ema_decay: float = 0.999
+    warm_start: str = ""  # "shipped", or the path of a safetensors file
+    steps_per_dispatch: int = 10
+    log_every: int = 50
+    eval_every: int = 1000
+    eval_examples: int = 512
+    checkpoint_every: int = 500
+    schedule_steps: int = 1000
+    data: DataConfig = DataConfig()
+    unet: UNetConfig = UNetConfig()
+    text: TextConfig = TextConfig(vocabulary_size=len(VOCABULARY), length=MAX_WORDS)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    sample_captions: tuple[str, ...] = ()
+    sample_guidance: float = 4.0
+    sample_steps: int = 30
+
+
+class Batch(NamedTuple):
+    """Examples with their number in the global batch; pictures only where they are not drawn."""
+
+    index: Int[Array, "*b"]
+    rgb: Array | None
+    tokens: Array | None
+
+
+def run(config, workdir: str) -> None:
+    """Train, from the newest checkpoint in `workdir` if there is one, and write `prior.safetensors`."""
+    settings = dict(config)
+    settings.pop("task")
+    c = build(TrainPriorConfig, settings)
+    if c.checkpoint_every % c.steps_per_dispatch or c.steps % c.steps_per_dispatch:
+        raise UserError("steps and checkpoint_every must be multiples of steps_per_dispatch")
+    workdir = check_workdir(workdir, config, harmless=("log_every", "checkpoint_every"))
+    prior = toybox_prior.ToyboxPrior(
+        unet=c.unet,
+        text=c.text,
+        vocabulary=VOCABULARY,
+        image_size=c.data.size,
+        schedule_steps=c.schedule_steps,
+    )
+    params = _start(prior, c)
+    tx = make_optimizer(c.optimizer, c.steps)
+    state = init_prior_state(params, tx)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    state = checkpoints.restore_latest(state) or state
+
+    devices = parallel.devices_for(c.batch_size)
+    step_fn = parallel.pmap(parallel.scan(make_step(prior, c, tx)), devices)
+    batches = _batches(c, devices)
+    evaluate = _evaluator(prior, c)
+    base_key = jax.random.key(c.seed)
+    start = int(state.step)
+    log = Log(workdir, start)
+    try:
+        with Progress(c.steps, start, show=("loss", "grad_norm", "images_per_second")) as bar:
+            for step in range(start, c.steps, c.steps_per_dispatch):
+                state, metrics = step_fn(state, batches(step), base_key)
+                done = step + c.steps_per_dispatch
+                if done % c.log_every == 0:
+                    check_skipped(metrics, done)
+                    log.scalars(done, metrics)
+                bar.update(done, metrics)
+                if done % c.checkpoint_every == 0 or done == c.steps:
+                    checkpoints.save(done, state)
+                    toybox_prior.save(workdir / "prior.safetensors", prior, state.ema)
+                if done % c.eval_every == 0 or done == c.steps:
+                    losses = evaluate(state.ema)
+                    log.scalars(done, losses)
+                    shown = "  ".join(f"{k} {v:.4f}" for k, v in losses.items())
+                    bar.note(f"step {done}: {shown}")
+                    _show_samples(prior, state.ema, c, workdir, done)
+    except KeyboardInterrupt:
+        checkpoints.save(int(state.step), state)
+        print(f"\nsaved at step {int(state.step)}; the same command goes on from there")
+        raise
+    finally:
+        log.close()
+    print(f"wrote {workdir / 'prior.safetensors'}")
+
+
+def _start(prior, c: TrainPriorConfig):
+    """Fresh parameters, or those of a weights file of the same shapes."""
+    params = prior.init(jax.random.key(c.seed))
+    if not c.warm_start:
+        return params
+    path = None if c.warm_start == "shipped" else Path(c.warm_start)
+    _, loaded = toybox_prior.load(path)
+    shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)  # noqa: E731
+    if shapes(loaded) != shapes(params):
+        raise UserError(f"warm_start={c.warm_start} is of another architecture than the config's")
+    return loaded
+
+
+def _batches(c: TrainPriorConfig, devices):
+    """A function from step to what `steps_per_dispatch` steps from there are fed."""
+    shape = (c.steps_per_dispatch, c.batch_size)
+    index = np.broadcast_to(np.arange(c.batch_size, dtype=np.int32), shape)
+    if c.data.on_device:
+        fed = parallel.split_batch(Batch(index, None, None), devices, c.steps_per_dispatch)
+        return lambda step: fed
+    data = load(str(Path(c.data.dir).expanduser()), "train", c.data.size, c.data.counts)
+
+    def batches(step: int):
+        rows = np.stack(
+            [
+                np.random.default_rng([c.seed, step + i]).integers(len(data.rgb), size=shape[1])
+                for i in range(shape[0])
+            ]
+        )
+        batch = Batch(index, data.rgb[rows], data.tokens[rows])
+        return parallel.split_batch(batch, devices, c.steps_per_dispatch)
+
+    return batches
+
+
+def predict_v(prior, params, x_t, t, tokens):
+    """The network's raw output for word numbers `tokens`."""
+    text = TextEncoder(prior.text).apply({"params": params["text"]}, tokens)
+    return UNet(prior.unet).apply({"params": params["unet"]}, x_t, t, text)
+
+
+def make_step(prior, c: TrainPriorConfig, tx):
+    """One step on one device's share of the batch; example i draws from fold_in(step key, i)."""
+
+    def fetch(batch: Batch, keys) -> tuple[Float[Array, "b h w 3"], Int[Array, "b l"]]:
+        if not c.data.on_device:
+            return batch.rgb.astype(jnp.float32) / 127.5 - 1.0, batch.tokens
+        example = jax.vmap(lambda k: draw_example(k, c.data.size))(keys)
+        return 2.0 * example.picture.rgb - 1.0, example.tokens
+
+    def draw(key):
+        key_t, key_eps, key_drop, key_example = jax.random.split(key, 4)
+        shape = (c.data.size, c.data.size, 3)
+        t = uniform(key_t, (), 0, prior.schedule.num_steps)
+        dropped = jax.random.bernoulli(key_drop, c.caption_dropout)
+        return t, jax.random.normal(key_eps, shape), dropped, key_example
+
+    def step(state: PriorState, batch: Batch, base_key):
+        step_key = jax.random.fold_in(base_key, state.step)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, batch.index)
+        t, eps, dropped, example_keys = jax.vmap(draw)(keys)
+        x_0, tokens = fetch(batch, example_keys)
+        tokens = jnp.where(dropped[:, None], 0, tokens)
+
+        def loss_fn(params):
+            predict = lambda x_t, t: predict_v(prior, params, x_t, t, tokens)  # noqa: E731
+            return jnp.mean(v_loss(predict, prior.schedule, x_0, t, eps))
+
+        loss, grads = parallel.mean(jax.value_and_grad(loss_fn)(state.params))
+        params, opt_state, metrics = apply_gradients(
+            tx, grads, loss, state.params, state.opt_state
+        )
+        ema = ema_update(state.ema, params, c.ema_decay, state.step + 1)
+        return PriorState(state.step + 1, params, ema, opt_state), {"loss": loss, **metrics}
+
+    return step
+
+
+def _evaluator(prior, c: TrainPriorConfig):
+    """v-loss of the averaged weights on fixed pictures, t and eps, by split."""
+    chunk = 64
+    splits = ("validation", "held_out")
+    data = {}
+    if not c.data.on_device:
+        directory = str(Path(c.data.dir).expanduser())
+        data = {split: load(directory, split, c.data.size, c.data.counts) for split in splits}
+
+    @jax.jit
+    def chunk_loss(params, rgb, tokens, start):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(
+            jax.random.key(SEEDS["validation"]), start + jnp.arange(chunk)
+        )
+        t = (start + jnp.arange(chunk)) * 7919 % prior.schedule.num_steps
+        eps = jax.vmap(lambda k: jax.random.normal(k, rgb.shape[1:]))(keys)
+        predict = lambda x_t, t: predict_v(prior, params, x_t, t, tokens)  # noqa: E731
+        x_0 = rgb.astype(jnp.float32) / 127.5 - 1.0
+        return jnp.mean(v_loss(predict, prior.schedule, x_0, t, eps))
+
+    def evaluate(params) -> dict[str, float]:
+        losses = {}
+        for split in data:
+            rows = data[split]
+            losses[f"{split}_loss"] = float(
+                np.mean(
+                    [
+                        chunk_loss(params, rows.rgb[i : i + chunk], rows.tokens[i : i + chunk], i)
+                        for i in range(0, min(c.eval_examples, len(rows.rgb)) // chunk * chunk, chunk)
+                    ]
+                )
+            )
+        return losses
+
+    return evaluate
+
+
+def _show_samples(prior, params, c: TrainPriorConfig, workdir: Path, step: int) -> None:
+    if c.sample_captions:
+        rgb = sample_texts(
+            prior,
+            params,
+            c.sample_captions,
+            jax.random.key(c.seed),
+            guidance_scale=c.sample_guidance,
+            steps=c.sample_steps,
+        )
+        path = workdir / "samples" / f"{step:07d}.png"
+        path.parent.mkdir(exist_ok=True)
+        write_png(path, grid(rgb, columns=4, captions=c.sample_captions))

@@ -1,0 +1,131 @@
+"""What toybox pictures are called: a word grammar as tables of word numbers.
+
+A caption is prefix + phrase + view, each drawn from a table, with the colours filled in; being
+gathers from constant tables, it is drawn on the device inside a jitted function. Word 0 is padding,
+so a row of zeros is the empty caption.
+"""
+
+import numpy as np
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Key
+
+from dreamjax.toybox.kinds import COLORS, KINDS, Kind
+
+MAX_WORDS = 24
+FIRST_COLOR, SECOND_COLOR = -1, -2
+BOTH, ONE, PLAIN, CLAY = range(4)
+
+PREFIXES = ("", "", "a photo of", "a 3d render of", "a picture of")
+VIEWS = (
+    ("front view", "front view", "seen from the front", "from the front"),
+    ("side view", "side view", "seen from the side", "from the side"),
+    ("back view", "back view", "seen from the back", "from behind"),
+    ("overhead view", "overhead view", "seen from above", "from above"),
+)
+ARTICLES = {"an": "a"}
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words without punctuation; "an" is read as "a"."""
+    kept = "".join(c if c.isalnum() else " " for c in text.lower())
+    return [ARTICLES.get(word, word) for word in kept.split()]
+
+
+def _phrases(kind: Kind) -> tuple[list[str], ...]:
+    """The wordings of a kind that state both colours, the first alone, none, and its clay form.
+
+    `<1>` and `<2>` stand for the colours.
+    """
+    plain, clay = [f"a {kind.name}"], [f"a clay {kind.name}", f"a {kind.name} made of clay"]
+    if kind.stated:
+        one = [kind.stated.format("<1>")]
+        return one, one, plain, clay
+    if not kind.usual:
+        one = [f"a <1> {kind.name}"]
+        return one, one, plain, clay
+    first, second = kind.main.format("<1>"), kind.second.format("<2>")
+    if " on " in kind.name:
+        upper, _ = kind.name.split(" on ")
+        one = [f"a <1> {kind.name}", f"{first} on {kind.second.replace('{} ', '')}"]
+        both = [f"{first} on {second}", f"{first} on top of {second}", f"{second} under {first}"]
+        return both, one[1:], plain, clay
+    both = [
+        f"a <1> {kind.name} with {second}",
+        f"a <1> {kind.name} with {second}",
+        f"a <1> {kind.name} that has {second}",
+        f"a {kind.name} with {first} and {second}",
+    ]
+    return both, [f"a <1> {kind.name}"], plain, clay
+
+
+def _all_words() -> tuple[str, ...]:
+    texts = [*PREFIXES, *(v for row in VIEWS for v in row), *COLORS]
+    texts += [p for kind in KINDS for group in _phrases(kind) for p in group]
+    found = {w for text in texts for w in words(text.replace("<1>", "").replace("<2>", ""))}
+    return ("", *sorted(found))
+
+
+VOCABULARY = _all_words()
+_NUMBER = {word: number for number, word in enumerate(VOCABULARY)}
+_COLOR_WORDS = np.array([_NUMBER[color] for color in COLORS], np.int32)
+
+
+def _table(texts, length: int) -> np.ndarray:
+    """Nested lists of texts as word numbers `[..., length]`, right-padded with 0."""
+    if isinstance(texts, str):
+        marked = texts.replace("<1>", "firstcolor").replace("<2>", "secondcolor")
+        special = {"firstcolor": FIRST_COLOR, "secondcolor": SECOND_COLOR}
+        numbers = [special[w] if w in special else _NUMBER[w] for w in words(marked)]
+        return np.array(numbers + [0] * (length - len(numbers)), np.int32)
+    return np.stack([_table(text, length) for text in texts])
+
+
+def _repeat(texts: list[str], count: int = 12) -> list[str]:
+    return [texts[i * len(texts) // count] for i in range(count)]
+
+
+_PREFIX_TABLE = _table(PREFIXES, 4)
+_VIEW_TABLE = _table(VIEWS, 4)
+_PHRASE_TABLE = _table([[_repeat(group) for group in _phrases(kind)] for kind in KINDS], 14)
+
+
+def tokenise(text: str) -> np.ndarray:
+    """Word numbers `[24]` of a text in the grammar's vocabulary.
+
+    Raises:
+        KeyError: a word that the grammar does not know.
+        ValueError: more than `MAX_WORDS` words.
+    """
+    numbers = [_NUMBER[word] for word in words(text)]
+    if len(numbers) > MAX_WORDS:
+        raise ValueError(f"{len(numbers)} words, at most {MAX_WORDS} fit")
+    return np.array(numbers + [0] * (MAX_WORDS - len(numbers)), np.int32)
+
+
+def text_of(tokens: np.ndarray) -> str:
+    """The words behind the numbers."""
+    return " ".join(VOCABULARY[int(number)] for number in tokens if number)
+
+
+def draw_caption(
+    key: Key[Array, ""],
+    kind: Int[Array, ""],
+    colors: Int[Array, "2"],
+    form: Int[Array, ""],
+    view: Int[Array, ""],
+    view_words: float = 0.75,
+) -> Int[Array, "24"]:
+    """A random wording: `form` is BOTH, ONE, PLAIN or CLAY; `view_words` the share that name the view."""
+    keys = jax.random.split(key, 4)
+    prefix = jnp.asarray(_PREFIX_TABLE)[jax.random.randint(keys[0], (), 0, len(PREFIXES))]
+    phrase = jnp.asarray(_PHRASE_TABLE)[kind, form, jax.random.randint(keys[1], (), 0, 12)]
+    suffix = jnp.asarray(_VIEW_TABLE)[view, jax.random.randint(keys[2], (), 0, 4)]
+    suffix = jnp.where(jax.random.bernoulli(keys[3], view_words), suffix, 0)
+    color_words = jnp.asarray(_COLOR_WORDS)
+    phrase = jnp.where(phrase == FIRST_COLOR, color_words[colors[0]], phrase)
+    phrase = jnp.where(phrase == SECOND_COLOR, color_words[colors[1]], phrase)
+    tokens = jnp.concatenate([prefix, phrase, suffix])
+    tokens = tokens[jnp.argsort(tokens == 0, stable=True)]
+    return jnp.pad(tokens, (0, max(0, MAX_WORDS - tokens.shape[0])))[:MAX_WORDS]

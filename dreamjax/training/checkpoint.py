@@ -1,0 +1,160 @@
+"""Checkpoints of a run's state: Orbax underneath, exact resume on top.
+
+A checkpoint is a flat Orbax tree `{"params.Dense_0.kernel": array, ...}`, one entry a leaf, so
+that names in errors are the ones on disk. Orbax writes beside and renames, so a stopped write
+leaves no checkpoint behind; a checksum of every leaf tells one that was damaged later. State is the
+same on all devices and is written from the host's copy by the first process.
+"""
+
+import logging
+import shutil
+import sys
+import zlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreamjax.errors import UserError
+
+
+def _named_leaves(tree) -> dict[str, object]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _checksum(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).view(np.uint8).reshape(-1))
+
+
+class Checkpoints:
+    """The checkpoints under one directory, named by step; the newest `keep` stay."""
+
+    def __init__(self, directory: str | Path, keep: int = 2):
+        """Open `directory` and create it where it is missing; raises UserError if it cannot."""
+        # Heavy, and chatty about every file it touches.
+        import orbax.checkpoint as ocp
+
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        self._ocp = ocp
+        self._directory = Path(directory).absolute()
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(
+                self._directory,
+                # Named here, since metadata are asked for before anything is saved or restored.
+                item_handlers={
+                    "state": ocp.StandardCheckpointHandler(),
+                    "checksums": ocp.JsonCheckpointHandler(),
+                },
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=keep,
+                    # The state's buffers are donated to the next step while a background write
+                    # would still read them.
+                    enable_async_checkpointing=False,
+                    cleanup_tmp_directories=True,
+                ),
+            )
+        except OSError as error:
+            raise UserError(f"cannot use the checkpoint directory {directory}: {error}") from error
+
+    def latest_step(self) -> int | None:
+        """Return the step of the newest checkpoint, None where there is none."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state) -> None:
+        """Write `state` as step `step` and wait for it; does nothing if that step is there.
+
+        Raises UserError where the disk refuses.
+        """
+        if step in self._manager.all_steps():
+            return
+        arrays = {name: np.asarray(leaf) for name, leaf in _named_leaves(state).items()}
+        checksums = {name: _checksum(array) for name, array in arrays.items()}
+        args = self._ocp.args
+        try:
+            self._manager.save(
+                step,
+                args=args.Composite(
+                    state=args.StandardSave(arrays), checksums=args.JsonSave(checksums)
+                ),
+            )
+            self._manager.wait_until_finished()
+        except OSError as error:
+            raise UserError(
+                f"cannot write the checkpoint of step {step} to {self._directory}: {error}"
+            ) from error
+
+    def restore_latest(self, template):
+        """Return the newest readable checkpoint, None where there are no checkpoints.
+
+        `template` gives structure, shapes and dtypes (arrays or `jax.eval_shape`'s result). A
+        damaged checkpoint is set aside as `<step>.damaged`, with a line on stderr, in favour of the
+        one before. Raises UserError where none can be read, or where the newest is of another
+        architecture.
+        """
+        damaged = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                arrays = self._read(step, template)
+            except UserError:
+                raise
+            except Exception as error:  # Orbax, TensorStore and OSError: all say "unreadable"
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+                damaged.append((step, reason))
+                continue
+            for bad, reason in damaged:
+                print(f"set aside the damaged checkpoint {bad}: {reason}", file=sys.stderr)
+                self._set_aside(bad)
+            return jax.tree.unflatten(
+                jax.tree.structure(template),
+                [jnp.asarray(arrays[name]) for name in _named_leaves(template)],
+            )
+        if damaged:
+            step, reason = damaged[0]
+            raise UserError(
+                f"no checkpoint in {self._directory} can be read (the newest, {step}: {reason}): "
+                "start again with another --workdir"
+            )
+        return None
+
+    def close(self) -> None:
+        """Release Orbax's resources."""
+        self._manager.close()
+
+    def _read(self, step: int, template) -> dict[str, np.ndarray]:
+        args = self._ocp.args
+        wanted = _named_leaves(template)
+        metadata = self._manager.item_metadata(step)["state"]
+        if metadata is None:
+            raise ValueError("its description cannot be read")
+        found = {name: (tuple(m.shape), np.dtype(m.dtype)) for name, m in metadata.items()}
+        for name in [*wanted, *found]:
+            want = wanted.get(name)
+            want = None if want is None else (tuple(want.shape), np.dtype(want.dtype))
+            if found.get(name) != want:
+                describe = lambda x: "nothing" if x is None else f"{x[1]}{list(x[0])}"  # noqa: E731
+                raise UserError(
+                    f"the checkpoint in {self._directory} is of another architecture: {name} is "
+                    f"{describe(found.get(name))} there and {describe(want)} in this config"
+                )
+        # Read as NumPy: where a leaf lived when it was written says nothing about this machine.
+        abstract = {name: np.empty(shape, dtype) for name, (shape, dtype) in found.items()}
+        restored = self._manager.restore(
+            step,
+            args=args.Composite(
+                state=args.StandardRestore(abstract), checksums=args.JsonRestore()
+            ),
+        )
+        for name, array in restored["state"].items():
+            if _checksum(array) != restored["checksums"][name]:
+                raise ValueError(f"{name} does not match its checksum")
+        return restored["state"]
+
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            aside = self._directory / f"{step}.damaged"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self._directory / str(step)).rename(aside)
+        self._manager.reload()

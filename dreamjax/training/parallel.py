@@ -1,0 +1,130 @@
+"""Spreads one step over devices; nothing else in the package knows how many there are.
+
+A step is written for one device's share, `step(state, batch, *shared) -> (state, metrics)`, and
+calls `mean` on its gradient, its loss and its metrics before it uses them; `pmap` then maps it over
+the leading device axis of `batch`, with state and `shared` the same everywhere. A machine with one
+device runs the same code. Since every item of a batch draws from its own global index, and shares
+are of equal size, the result does not depend on the number of devices but for rounding.
+
+`mean` under `pmap` turns per-device gradients into the gradient of the global mean. What is
+returned without it is one device's value, silently.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from dreamjax.errors import UserError
+
+AXIS = "devices"
+
+
+def mean(tree):
+    """Return the mean of `tree` over all devices; for use inside a step under `pmap`."""
+    return jax.lax.pmean(tree, AXIS)
+
+
+def devices_for(items: int) -> tuple[jax.Device, ...]:
+    """Return the devices that a batch of `items` is spread over, in global order.
+
+    With one process these are as many as divide `items` evenly; several processes must use all.
+    Raises UserError where that cannot be.
+    """
+    if items < 1:
+        raise UserError(f"a batch needs at least one item, not {items}")
+    devices = jax.devices()
+    if jax.process_count() > 1:
+        if items % len(devices):
+            raise UserError(
+                f"a batch of {items} cannot be spread evenly over the {len(devices)} devices of "
+                f"{jax.process_count()} processes: make it a multiple of {len(devices)}"
+            )
+        return tuple(devices)
+    count = max(d for d in range(1, len(devices) + 1) if items % d == 0)
+    return tuple(devices[:count])
+
+
+def local_rows(devices: Sequence[jax.Device]) -> np.ndarray:
+    """Return which rows of a batch stacked over `devices` this process feeds, in order."""
+    here = jax.process_index()
+    return np.array([row for row, d in enumerate(devices) if d.process_index == here], np.int32)
+
+
+def split_indices(items: int, devices: Sequence[jax.Device]) -> Int[np.ndarray, "devices share"]:
+    """Return the global indices of a batch's items, by the devices of this process."""
+    rows = np.arange(items, dtype=np.int32).reshape(len(devices), -1)
+    return rows[local_rows(devices)]
+
+
+def split_batch(batch, devices: Sequence[jax.Device], steps: int = 0):
+    """Stack a global batch `[items, ...]` over this process's devices as `[devices, share, ...]`.
+
+    With `steps`, leaves are `[steps, items, ...]` and become `[devices, steps, share, ...]`, as
+    `pmap(scan(step))` wants them.
+    """
+
+    def split(x):
+        if steps == 0:
+            x = np.reshape(x, (len(devices), -1, *np.shape(x)[1:]))
+        else:
+            x = np.moveaxis(np.reshape(x, (steps, len(devices), -1, *np.shape(x)[2:])), 1, 0)
+        return x[local_rows(devices)]
+
+    return jax.tree.map(split, batch)
+
+
+def repeat(step: Callable, steps: int) -> Callable:
+    """Return a step that takes `steps` steps on the same batch; metrics gain a leading axis.
+
+    A run that must resume bit for bit should stop only at multiples of `steps`: another count is
+    another program, which may round differently.
+    """
+
+    def many(state, batch, *shared):
+        return jax.lax.scan(lambda s, _: step(s, batch, *shared), state, None, length=steps)
+
+    return many
+
+
+def scan(step: Callable) -> Callable:
+    """Return a step over batches stacked on a leading axis; metrics gain that axis."""
+
+    def many(state, batches, *shared):
+        return jax.lax.scan(lambda s, batch: step(s, batch, *shared), state, batches)
+
+    return many
+
+
+def pmap(step: Callable, devices: Sequence[jax.Device], shared: int = 1) -> Callable:
+    """Compile `step(state, batch, *shared) -> (state, metrics)` over `devices`.
+
+    `batch` leads with the device axis (`split_indices`, `split_batch`); state and the `shared`
+    further arguments are given once and are the same on all devices. The state is donated: go on
+    with the one that comes back.
+    """
+    return jax.pmap(
+        step,
+        axis_name=AXIS,
+        in_axes=(None, 0, *([None] * shared)),
+        out_axes=None,
+        # All processes' devices in their usual order is pmap's own default, and all it takes there.
+        devices=None if jax.process_count() > 1 else list(devices),
+        donate_argnums=0,
+    )
+
+
+def first_copy(tree):
+    """Return this process's first copy of what `pmap` returned, for use outside it.
+
+    Nothing is copied, so use it before the state it came from is donated to the next step.
+    """
+    return jax.tree.map(
+        lambda x: x.addressable_data(0) if isinstance(x, jax.Array) else x, tree
+    )
+
+
+def is_first_process() -> bool:
+    """Return whether this process is the one that writes files and shows progress."""
+    return jax.process_index() == 0

@@ -1,0 +1,127 @@
+"""The schedules against float64 products, published constants and their error messages."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamjax.diffusion.schedule import Schedule, cosine, extract, linear, scaled_linear
+from dreamjax.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("schedule", "first", "last", "final_alpha_bar"),
+    [
+        (linear(), 1e-4, 0.02, 4.0358297e-5),  # DDPM
+        (scaled_linear(), 0.00085, 0.012, 0.0046600985),  # Stable Diffusion
+        (cosine(), 4.1284e-5, 0.999, 2.4287669e-9),  # improved DDPM
+    ],
+)
+def test_published_constants(schedule, first, last, final_alpha_bar):
+    assert schedule.num_steps == 1000
+    np.testing.assert_allclose(schedule.betas[[0, -1]], [first, last], rtol=1e-4)
+    np.testing.assert_allclose(schedule.alpha_bar[-1], final_alpha_bar, rtol=1e-6)
+
+
+def test_shapes_of_the_schedules():
+    np.testing.assert_allclose(np.diff(linear(50).betas, 2), 0.0, atol=1e-16)
+    np.testing.assert_allclose(np.diff(np.sqrt(scaled_linear(50).betas), 2), 0.0, atol=1e-15)
+    u = np.arange(1, 51) / 50
+    f = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
+    np.testing.assert_allclose(cosine(50).alpha_bar[:-1], f[:-1], rtol=1e-11)  # the last is capped
+
+
+@pytest.mark.parametrize("schedule", [linear(40), cosine(40), Schedule([0.3, 0.9, 0.2, 0.5])])
+def test_derived_quantities(schedule):
+    betas = schedule.betas
+    for t in (0, 1, len(betas) // 2, len(betas) - 1):
+        alpha_bar = np.prod([1.0 - b for b in betas[: t + 1]])
+        before = np.prod([1.0 - b for b in betas[:t]])
+        expected = {
+            "alphas": 1 - betas[t],
+            "alpha_bar": alpha_bar,
+            "alpha_bar_prev": before,
+            "variance": 1 - alpha_bar,
+            "variance_prev": 1 - before,
+            "sqrt_alpha_bar": np.sqrt(alpha_bar),
+            "sigma": np.sqrt(1 - alpha_bar),
+            "log_snr": np.log(alpha_bar / (1 - alpha_bar)),
+            "posterior_variance": (1 - before) / (1 - alpha_bar) * betas[t],
+        }
+        for name, value in expected.items():
+            actual = getattr(schedule, name)
+            assert actual.dtype == np.float64
+            np.testing.assert_allclose(actual[t], value, rtol=1e-11, err_msg=f"{name} at {t}")
+
+
+def test_clipped_log_variances():
+    schedule = linear(10)
+    betas, posterior = schedule.betas, schedule.posterior_variance
+    assert posterior[0] == 0.0
+    np.testing.assert_allclose(
+        np.exp(schedule.posterior_log_variance), [posterior[1], *posterior[1:]], rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        np.exp(schedule.large_log_variance), [posterior[1], *betas[1:]], rtol=1e-12
+    )
+
+
+def test_tiny_betas_keep_their_variance():
+    schedule = Schedule(np.full(3, 1e-20))
+    np.testing.assert_allclose(schedule.variance, [1e-20, 2e-20, 3e-20], rtol=1e-12)
+    np.testing.assert_allclose(schedule.posterior_variance, np.array([0, 1 / 2, 2 / 3]) * 1e-20)
+
+
+def test_ends_of_the_allowed_range():
+    one = Schedule([0.5])
+    assert np.isfinite(one.posterior_log_variance).all()
+    assert np.isfinite(one.large_log_variance).all()
+    full = Schedule([0.5, 1.0])
+    assert full.alpha_bar[-1] == 0.0 and full.sigma[-1] == 1.0 and full.log_snr[-1] == -np.inf
+
+
+@pytest.mark.parametrize(
+    ("betas", "words"),
+    [
+        ([], "non-empty"),
+        (0.1, "1-D"),
+        ([[0.1, 0.2]], "1-D"),
+        ([0.1, 0.0], r"betas\[1\] is 0.0"),
+        ([-0.1, 0.1], r"betas\[0\]"),
+        ([0.1, 1.0001], r"betas\[1\]"),
+        ([0.1, np.nan], r"betas\[1\] is nan"),
+        ([0.1, np.inf], r"betas\[1\] is inf"),
+        (["a"], "numbers"),
+    ],
+)
+def test_wrong_betas(betas, words):
+    with pytest.raises(UserError, match=words):
+        Schedule(betas)
+
+
+@pytest.mark.parametrize("make", [linear, scaled_linear, cosine])
+@pytest.mark.parametrize("num_steps", [0, -3, 2.5])
+def test_wrong_number_of_steps(make, num_steps):
+    with pytest.raises(UserError, match="whole number of steps"):
+        make(num_steps)
+
+
+def test_is_a_value():
+    betas = np.full(4, 0.1)
+    schedule = Schedule(betas)
+    betas[0] = 0.9  # the caller's array is not the schedule's
+    assert schedule == Schedule(np.full(4, 0.1))
+    assert hash(schedule) == hash(Schedule(np.full(4, 0.1)))
+    assert schedule != Schedule(np.full(5, 0.1))
+    with pytest.raises(ValueError, match="read-only"):
+        schedule.alpha_bar[0] = 1.0
+
+
+def test_extract():
+    values = np.array([0.1, 0.2, 0.3])
+    t = jnp.array([2, 0])
+    for function in (extract, jax.jit(extract, static_argnums=2)):
+        taken = function(values, t, 4)
+        assert taken.shape == (2, 1, 1, 1) and taken.dtype == jnp.float32
+        np.testing.assert_array_equal(taken.ravel(), np.float32([0.3, 0.1]))
+        assert np.isnan(function(values, jnp.array([3, -1]), 1)).all()

@@ -1,0 +1,35 @@
+"""Draws of t: their range, evenness and ends."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamjax.diffusion.schedule import linear
+from dreamjax.diffusion.timesteps import from_fractions, uniform
+
+
+def test_uniform_is_even_over_the_half_open_range():
+    t = jax.jit(uniform, static_argnums=1)(jax.random.key(0), (20000,), 3, 7)
+    assert jnp.issubdtype(t.dtype, jnp.integer)
+    counts = np.bincount(np.asarray(t), minlength=8)
+    assert counts[:3].sum() == counts[7:].sum() == 0
+    assert (np.abs(counts[3:7] - 5000) < 5 * np.sqrt(20000 * 0.25 * 0.75)).all()
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "t_range", "expected"),
+    [
+        (1000, (0.0, 1.0), (0, 1000)),
+        (1000, (0.02, 0.98), (20, 980)),
+        (100, (0.07, 0.29), (7, 29)),  # 0.07 * 100 is a little over 7
+        (10, (0.5, 0.51), (5, 6)),
+        (10, (0.99, 1.0), (9, 10)),
+        (1, (0.0, 1.0), (0, 1)),
+    ],
+)
+def test_from_fractions(num_steps, t_range, expected):
+    schedule = linear(num_steps)
+    assert tuple(map(int, from_fractions(schedule, t_range))) == expected
+    traced = jax.jit(lambda r: from_fractions(schedule, r))(jnp.float32(t_range))
+    assert tuple(map(int, traced)) == expected

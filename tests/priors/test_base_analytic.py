@@ -1,0 +1,106 @@
+"""The prior interface and the Gaussian prior whose eps_hat is known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamjax.diffusion.samplers import ddim_sample
+from dreamjax.diffusion.schedule import cosine, linear
+from dreamjax.errors import UserError
+from dreamjax.priors.analytic import AnalyticParams, AnalyticPrior
+from dreamjax.priors.base import Prior, Text, encode_pixels
+
+SIZE = 4
+PROMPTS = ("", "a red ball", "a blue cube")
+
+
+def make(schedule):
+    rng = np.random.default_rng(0)
+    mu = rng.uniform(-0.8, 0.8, (len(PROMPTS), SIZE, SIZE, 3))
+    var = rng.uniform(0.01, 0.5, (SIZE, SIZE, 3))
+    return AnalyticPrior(schedule, SIZE, PROMPTS), AnalyticParams(jnp.float32(mu), jnp.float32(var))
+
+
+def test_has_every_member_of_the_interface():
+    prior, _ = make(linear())
+    members = [name for name in vars(Prior) if not name.startswith("_")]
+    assert members == ["schedule", "prediction", "image_size", "embed", "encode", "predict_eps"]
+    for name in members:
+        assert hasattr(prior, name), name
+    assert prior == make(linear())[0] and hash(prior) == hash(make(linear())[0])
+    assert prior != make(cosine())[0]
+
+
+def test_embed():
+    prior, params = make(linear())
+    text = prior.embed(params, ["a blue cube", "", "a blue cube"])
+    assert isinstance(text, Text)
+    assert text.tokens.shape == (3, 1, SIZE * SIZE * 3) and text.mask.shape == (3, 1)
+    np.testing.assert_array_equal(text.tokens[0], text.tokens[2])
+    np.testing.assert_array_equal(text.tokens[1].reshape(SIZE, SIZE, 3), params.mu[0])
+    assert np.abs(text.tokens[0] - text.tokens[1]).max() > 0.1
+    with pytest.raises(UserError, match="'a green cone'"):
+        prior.embed(params, ["a green cone"])
+
+
+@pytest.mark.parametrize("schedule", [linear(1000), cosine(1000)])
+def test_eps_is_the_conditional_expectation(schedule):
+    """E[eps | x_t] by quadrature over eps in float64, at t = 0, 1, middle, T-1."""
+    prior, params = make(schedule)
+    t = np.array([0, 1, 500, 999])
+    text = prior.embed(params, ["a red ball", "", "a blue cube", "a red ball"])
+    rng = np.random.default_rng(1)
+    mu = np.float64(params.mu)[[1, 0, 2, 1]]
+    var = np.float64(params.var)
+    alpha_bar = np.cumprod(1.0 - schedule.betas)[t].reshape(4, 1, 1, 1)
+    x_0 = mu + np.sqrt(var) * rng.standard_normal(mu.shape)
+    z_t = np.float32(np.sqrt(alpha_bar) * x_0 + np.sqrt(1 - alpha_bar) * rng.standard_normal(mu.shape))
+    eps = np.linspace(-9, 9, 40001)
+    arguments = params, jnp.asarray(z_t), jnp.asarray(t), text
+    for function in (prior.predict_eps, jax.jit(prior.predict_eps)):
+        found = function(*arguments)
+        assert found.dtype == jnp.float32
+        for index in [(i, *p) for i in range(4) for p in [(0, 0, 0), (1, 3, 2), (2, 2, 1)]]:
+            a = alpha_bar[index[0], 0, 0, 0]
+            mean_x = np.sqrt(a) * mu[index] + np.sqrt(1 - a) * eps
+            log_p = -0.5 * eps**2 - 0.5 * (z_t[index] - mean_x) ** 2 / (a * var[index[1:]])
+            p = np.exp(log_p - log_p.max())
+            np.testing.assert_allclose(found[index], np.sum(p * eps) / np.sum(p), atol=2e-5)
+
+
+def test_sampling_the_prior_gives_its_gaussian():
+    prior, params = make(cosine(300))
+    n = 2000
+    text = prior.embed(params, ["a blue cube"])
+    text = jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), text)
+
+    def predict(x_t, t):
+        return prior.predict_eps(params, x_t, t, text)
+
+    shape = (n, SIZE, SIZE, 3)
+    x_0 = ddim_sample(predict, prior.schedule, jax.random.key(0), shape, 300, clip_x0=False)
+    deviation = (x_0.mean(0) - params.mu[2]) / jnp.sqrt(params.var / n)
+    assert np.abs(deviation).max() < 5.0
+    np.testing.assert_allclose(x_0.var(0), params.var, rtol=0.25)
+
+
+def test_encode():
+    prior, params = make(linear())
+    key = jax.random.key(0)
+    rgb = jax.random.uniform(key, (2, SIZE, SIZE, 3))
+    np.testing.assert_array_equal(prior.encode(params, rgb, key), 2 * rgb - 1)
+    for size in (2, 9):
+        flat = jnp.full((1, size, size, 3), 0.75)
+        z_0, pull = jax.vjp(lambda x: prior.encode(params, x, key), flat)
+        assert z_0.shape == (1, SIZE, SIZE, 3)
+        np.testing.assert_allclose(z_0, 0.5, rtol=1e-5)
+        (gradient,) = pull(jnp.ones_like(z_0))
+        np.testing.assert_allclose(gradient.sum(), 2 * SIZE * SIZE * 3, rtol=1e-5)
+        assert (gradient > 0).all()
+
+
+def test_encode_pixels_shrinks_without_aliasing():
+    stripes = jnp.tile(jnp.array([0.0, 1.0]), 8)[None, None, :, None] * jnp.ones((1, 16, 1, 3))
+    z_0 = encode_pixels(stripes, 4)
+    np.testing.assert_allclose(z_0[:, :, 1:-1], 0.0, atol=1e-6)

@@ -1,0 +1,108 @@
+"""Adam against NumPy, the rate's shape, and steps that are not finite."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamjax.errors import UserError
+from dreamjax.training.optimizer import (
+    OptimizerConfig,
+    apply_gradients,
+    check_skipped,
+    learning_rate,
+    make_optimizer,
+)
+from dreamjax.training.state import ema_update, init_prior_state
+
+
+def numpy_adam(config, params, grads, rates):
+    """Clipped AdamW in float64."""
+    x = {k: np.asarray(v, np.float64) for k, v in params.items()}
+    m = {k: np.zeros_like(v) for k, v in x.items()}
+    s = {k: np.zeros_like(v) for k, v in x.items()}
+    for i, (g, rate) in enumerate(zip(grads, rates, strict=True), start=1):
+        norm = np.sqrt(sum(np.sum(np.float64(v) ** 2) for v in g.values()))
+        for k in x:
+            gk = np.float64(g[k]) * min(1.0, config.clip_norm / norm)
+            m[k] = config.b1 * m[k] + (1 - config.b1) * gk
+            s[k] = config.b2 * s[k] + (1 - config.b2) * gk**2
+            u = m[k] / (1 - config.b1**i) / (np.sqrt(s[k] / (1 - config.b2**i)) + config.eps)
+            u += config.weight_decay * x[k] if x[k].ndim >= 2 else 0
+            x[k] = x[k] - rate * u
+    return x
+
+
+def test_steps_match_numpy_adam():
+    config = OptimizerConfig(
+        learning_rate=0.03, final_learning_rate=0.001, warmup_steps=3, b1=0.8, b2=0.95, eps=1e-3,
+        clip_norm=2.0, weight_decay=0.1,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    params = {"w": rng.normal(size=(3, 2)), "b": rng.normal(size=2)}
+    grads = [{k: rng.normal(size=v.shape) * 4**i for k, v in params.items()} for i in range(-2, 4)]
+    tx = make_optimizer(config, total_steps=6)
+    x = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
+    state = tx.init(x)
+    step = jax.jit(lambda g, x, s: apply_gradients(tx, g, jnp.float32(1), x, s))
+    for g in grads:
+        x, state, metrics = step(jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), g), x, state)
+    cosine = [0.001 + 0.029 * (1 + np.cos(np.pi * i / 3)) / 2 for i in range(3)]
+    want = numpy_adam(config, params, grads, [0.01, 0.02, 0.03, *cosine])
+    for k in params:
+        np.testing.assert_allclose(x[k], want[k], rtol=2e-5)
+    norm = np.sqrt(sum(np.sum(v**2) for v in grads[-1].values()))
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-6)  # before clipping
+
+
+def test_rate_rises_falls_and_ends_where_it_should():
+    rate = learning_rate(OptimizerConfig(1.0, final_learning_rate=0.25, warmup_steps=4), 104)
+    np.testing.assert_allclose([rate(i) for i in range(5)], [0.25, 0.5, 0.75, 1.0, 1.0], rtol=1e-6)
+    np.testing.assert_allclose([rate(54), rate(104), rate(999)], [0.625, 0.25, 0.25], rtol=1e-6)
+    constant = learning_rate(OptimizerConfig(0.5, warmup_steps=2), 10)
+    np.testing.assert_allclose([constant(i) for i in (0, 1, 9)], [0.25, 0.5, 0.5])
+
+
+@pytest.mark.parametrize("loss, grad", [(1.0, np.nan), (1.0, np.inf), (np.nan, 1.0)])
+def test_step_that_is_not_finite_changes_nothing_and_counts(loss, grad):
+    tx = make_optimizer(OptimizerConfig(clip_norm=1.0), 10)
+    params = {"a": jnp.array([1.0, -2.0]), "b": jnp.array([3.0])}
+    good = jax.tree.map(jnp.ones_like, params)
+    bad = {**good, "b": jnp.array([grad])}
+    params, state, _ = apply_gradients(tx, good, jnp.float32(1), params, tx.init(params))
+    kept, skipped, metrics = apply_gradients(tx, bad, jnp.float32(loss), params, state)
+    jax.tree.map(np.testing.assert_array_equal, (kept, skipped.inner), (params, state.inner))
+    assert (metrics["skipped"], metrics["skipped_in_row"]) == (1, 1)
+    # The next good step is what it would have been, and ends the row but not the count.
+    with_gap = apply_gradients(tx, good, jnp.float32(1), kept, skipped)
+    without = apply_gradients(tx, good, jnp.float32(1), params, state)
+    jax.tree.map(np.testing.assert_array_equal, with_gap[0], without[0])
+    assert (with_gap[2]["skipped"], with_gap[2]["skipped_in_row"]) == (1, 0)
+
+
+def test_a_long_row_of_skipped_steps_stops_the_run():
+    check_skipped({"skipped_in_row": jnp.array([3, 4, 0])}, 7, limit=5)
+    with pytest.raises(UserError, match="5 steps in a row up to step 9 .*learning_rate"):
+        check_skipped({"skipped_in_row": jnp.array([4, 5, 0])}, 9, limit=5)
+
+
+def test_settings_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="b2 is 1.0"):
+        OptimizerConfig(b2=1.0)
+    with pytest.raises(ValueError, match="learning_rate is 0.0"):
+        OptimizerConfig(learning_rate=0.0)
+
+
+def test_average_forgets_the_start_then_moves_slowly():
+    ema = {"w": jnp.array([1.0])}
+    params = {"w": jnp.array([3.0])}
+    early = ema_update(ema, params, 0.999, jnp.int32(1))  # keeps 2 / 11
+    np.testing.assert_allclose(early["w"], 1 * 2 / 11 + 3 * 9 / 11, rtol=1e-6)
+    late = ema_update(ema, params, 0.999, jnp.int32(100_000))
+    np.testing.assert_allclose(late["w"], 1 * 0.999 + 3 * 0.001, rtol=1e-6)
+
+
+def test_average_does_not_share_buffers_with_the_parameters():
+    params = {"w": jnp.ones(8)}
+    state = init_prior_state(params, make_optimizer(OptimizerConfig(), 1))
+    assert state.ema["w"].unsafe_buffer_pointer() != params["w"].unsafe_buffer_pointer()
