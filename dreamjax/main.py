@@ -21,6 +21,7 @@ from ml_collections import config_dict, config_flags
 from dreamjax import config as config_lib
 from dreamjax import tasks
 from dreamjax.errors import UserError
+from dreamjax.training.compilation import keep_compiled
 
 HELP = r"--?h(elp(short|full)?)?"
 DISK_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
@@ -155,6 +156,7 @@ def main(argv: Sequence[str]) -> int:
             raise UserError("--workdir is missing: name the directory that the run writes to")
         if "task" not in config:
             raise UserError("the config has no `task`")
+        keep_compiled()
         tasks.load(config.task).run(config, Path(workdir).expanduser())
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

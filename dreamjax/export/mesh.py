@@ -6,6 +6,7 @@ neighbours on the grid.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -248,18 +249,26 @@ def _decimate(
     """At most `max_faces` faces if the mesh stays closed, in as many parts and of equal volume."""
     if len(faces) <= max_faces:
         return vertices, faces
-    fewer_vertices, fewer_faces = fast_simplification.simplify(
-        vertices.astype(np.float32), faces, target_count=max_faces
-    )
-    fewer_vertices, fewer_faces = _compact(fewer_vertices, fewer_faces)
-    before = _face_volumes(vertices, faces).sum()
-    after = _face_volumes(fewer_vertices, fewer_faces).sum()
-    same = (
-        is_closed(fewer_faces)
-        and _parts(fewer_faces, len(fewer_vertices))[0] == _parts(faces, len(vertices))[0]
-        and abs(after - before) <= 0.02 * before
-    )
-    return (fewer_vertices, fewer_faces) if same else (vertices, faces)
+    before, parts = _face_volumes(vertices, faces).sum(), _parts(faces, len(vertices))[0]
+    # A thin neck now and then collapses into an edge of four faces; another order avoids it.
+    for target, aggressiveness in itertools.product((1.0, 0.8, 0.6), (7.0, 4.0)):
+        fewer_vertices, fewer_faces = _compact(
+            *fast_simplification.simplify(
+                vertices.astype(np.float32),
+                faces,
+                target_count=int(target * max_faces),
+                agg=aggressiveness,
+            )
+        )
+        after = _face_volumes(fewer_vertices, fewer_faces).sum()
+        if (
+            len(fewer_faces) <= max_faces
+            and is_closed(fewer_faces)
+            and _parts(fewer_faces, len(fewer_vertices))[0] == parts
+            and abs(after - before) <= 0.02 * before
+        ):
+            return fewer_vertices, fewer_faces
+    return vertices, faces
 
 
 def write_mesh(path: str | Path, mesh: Mesh) -> None:

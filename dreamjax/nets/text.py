@@ -55,9 +55,7 @@ class TextBlock(nn.Module):
     heads: int
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "n l d"], mask: Bool[Array, "n l"]
-    ) -> Float[Array, "n l d"]:
+    def __call__(self, x: Float[Array, "n l d"], mask: Bool[Array, "n l"]) -> Float[Array, "n l d"]:
         """Map tokens [N, L, D] to tokens of the same shape; padding is never attended to."""
         dim = x.shape[-1]
         h = nn.Dense(3 * dim, use_bias=False, name="qkv")(nn.LayerNorm(name="norm_attention")(x))

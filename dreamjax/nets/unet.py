@@ -122,16 +122,14 @@ class AttentionBlock(nn.Module):
     ) -> Float[Array, "b h w c"]:
         """Map [B, H, W, C] to the same shape; the identity at initialisation."""
         b, height, width, c = x.shape
+        lecun, zero = nn.initializers.lecun_normal(), nn.initializers.zeros
 
-        def dense(features, name, init=nn.initializers.lecun_normal(), bias=False):
-            return nn.Dense(
-                features, kernel_init=init, use_bias=bias, dtype=self.dtype, name=name
-            )
+        def dense(features, name, init=lecun, bias=False):
+            return nn.Dense(features, kernel_init=init, use_bias=bias, dtype=self.dtype, name=name)
 
         def heads(h):
             return h.reshape(b, -1, c // self.head_dim, self.head_dim)
 
-        zero = nn.initializers.zeros
         q, k, v = jnp.split(dense(3 * c, "self_qkv")(GroupNorm(name="norm_self")(x)), 3, axis=-1)
         h = attend(heads(q), heads(k), heads(v)).reshape(b, height, width, c)
         x = x + dense(c, "self_out", zero, bias=True)(h)

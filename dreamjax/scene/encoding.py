@@ -5,7 +5,6 @@
 1 in `var` means the same variance in all three directions. Degree l has frequency 2^l, without pi.
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -15,11 +14,12 @@ from dreamjax.scene.rays import Rays
 def integrated_pos_enc(
     mean: Float[Array, "*batch 3"], var: Float[Array, "*#batch #3"], min_deg: int, max_deg: int
 ) -> Float[Array, "*batch features"]:
-    """E[sin(2^l x)] and E[cos(2^l x)] of x ~ N(mean, diag(var)), l in [min_deg, max_deg) (eq. 13-14).
+    """E[sin(2^l x)] and E[cos(2^l x)] of x ~ N(mean, diag(var)) (eq. 13-14).
 
-    The 6 (max_deg - min_deg) features are degree-major with xyz fastest, all sines and then all
-    cosines. Sine and cosine are evaluated once and then doubled in angle, which is twice as fast as
-    evaluating each degree and loses no more than rounding `mean` to float32 does.
+    Degrees l run from `min_deg` to below `max_deg`; the 6 (max_deg - min_deg) features are
+    degree-major with xyz fastest, all sines and then all cosines. Sine and cosine are evaluated
+    once and then doubled in angle, which is twice as fast as evaluating each degree and loses no
+    more than rounding `mean` to float32 does.
     """
     batch = mean.shape[:-1]
     scales = 2.0 ** jnp.arange(min_deg, max_deg, dtype=jnp.float32)[:, None]
@@ -61,22 +61,10 @@ def conical_frustum_gaussian(
 def isotropic(
     rays: Rays, dist_edges: Float[Array, "*batch edges"], lam: Float[Array, ""]
 ) -> tuple[Float[Array, "*batch samples 3"], Float[Array, "*batch samples 1"]]:
-    """Interval midpoints with the covariance `lam` I that DreamFusion (section 3.1) puts in place of
-    the frustum's; `lam` in squared scene units.
+    """Interval midpoints with covariance lam I, not the frustum's (DreamFusion, section 3.1).
+
+    `lam` is in squared scene units.
     """
     dist = 0.5 * (dist_edges[..., :-1] + dist_edges[..., 1:])
     mean = rays.origin[..., None, :] + dist[..., None] * rays.direction[..., None, :]
     return mean, jnp.broadcast_to(jnp.asarray(lam, jnp.float32), (*mean.shape[:-1], 1))
-
-
-def annealed_lambda(
-    step: Float[Array, ""], start: float = 5e-2, end: float = 2e-3, steps: int = 5000
-) -> Float[Array, ""]:
-    """`lam` at a step: linear from `start` to `end` over `steps`, then `end` (DreamFusion, A.2)."""
-    progress = jnp.clip(jnp.asarray(step, jnp.float32) / steps, 0.0, 1.0)
-    return start + (end - start) * progress
-
-
-def pos_enc(x: Float[Array, "*batch 3"], min_deg: int, max_deg: int) -> Float[Array, "*batch f"]:
-    """The encoding of points: that of a Gaussian without variance."""
-    return integrated_pos_enc(x, jnp.zeros((1,) * x.ndim), min_deg, max_deg)

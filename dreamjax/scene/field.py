@@ -1,7 +1,7 @@
 """The scene: a small MLP from an encoded Gaussian in space to density and albedo.
 
-Density is per scene unit of length, albedo is rgb in [0, 1]. Points farther than `radius` from the
-origin are empty.
+Density is per scene unit of length, albedo is rgb in [0, 1]. The field knows no border: it is
+looked at inside the scene's sphere alone, and beyond that the scene is empty.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ class FieldConfig:
     """The network and the blob it starts from (DreamFusion: width 128, blocks 5, max_deg 8).
 
     The log-density starts near `density_bias + blob_strength exp(-r^2 / (2 blob_width^2))`, r the
-    distance from the origin: a soft ball in thin fog (DreamFusion, A.2, whose bias is 0). `dtype` is
-    that of the hidden layers' products; encoding, normalisation and outputs stay float32.
+    distance from the origin: a soft ball in thin fog (DreamFusion, A.2, whose bias is 0). `dtype`
+    is that of the layers' products; encoding, normalisation and outputs stay float32.
     """
 
     width: int = 64
@@ -33,7 +33,6 @@ class FieldConfig:
     blob_strength: float = 5.0
     blob_width: float = 0.2
     density_bias: float = -1.0
-    radius: float = 1.0
     dtype: str = "float32"
 
 
@@ -62,7 +61,7 @@ def _truncated_exp_jvp(primals, tangents):
 
 
 class Field(nn.Module):
-    """Residual MLP with SiLU and LayerNorm between the blocks; density by exp, albedo by sigmoid."""
+    """Residual MLP, SiLU, LayerNorm after each block; density by exp, albedo by sigmoid."""
 
     config: FieldConfig
 
@@ -74,25 +73,23 @@ class Field(nn.Module):
         config = self.config
 
         def dense(features, name, **kwargs):
-            return nn.Dense(
-                features, dtype=config.dtype, precision=jax.lax.Precision.HIGHEST, name=name, **kwargs
-            )
+            precision = jax.lax.Precision.HIGHEST
+            return nn.Dense(features, dtype=config.dtype, precision=precision, name=name, **kwargs)
+
+        def normalise(x):
+            # Without a scale and bias of its own: the layer that follows has both.
+            return nn.LayerNorm(use_scale=False, use_bias=False, dtype=jnp.float32)(x)
 
         x = integrated_pos_enc(mean, var, config.min_deg, config.max_deg)
-        x = dense(config.width, "stem")(x)
+        x = nn.silu(dense(config.width, "stem")(x))
         for i in range(config.blocks):
-            y = nn.LayerNorm(dtype=jnp.float32, name=f"norm_{i}")(x)
-            y = nn.silu(dense(config.width, f"block_{i}_in")(y))
-            x = x + dense(config.width, f"block_{i}_out")(y)
-        x = nn.silu(nn.LayerNorm(dtype=jnp.float32, name="norm_out")(x))
+            y = nn.silu(dense(config.width, f"block_{i}_in")(x))
+            x = normalise(x + dense(config.width, f"block_{i}_out")(y))
 
         # Small at the start, so that the blob is what one sees first.
         small = nn.initializers.variance_scaling(0.01, "fan_in", "normal")
-        head = {"dtype": jnp.float32, "kernel_init": small}
-        squared = jnp.sum(mean**2, axis=-1)
-        blob = config.blob_strength * jnp.exp(-0.5 * squared / config.blob_width**2)
-        log_density = nn.Dense(1, name="density", precision="highest", **head)(x)[..., 0]
-        density = truncated_exp(log_density + blob + config.density_bias)
-        density = jnp.where(squared <= (1.0 + 1e-5) * config.radius**2, density, 0.0)
-        albedo = nn.sigmoid(nn.Dense(3, name="albedo", precision="highest", **head)(x))
+        out = dense(4, "head", kernel_init=small)(x).astype(jnp.float32)
+        blob = jnp.exp(-0.5 * jnp.sum(mean**2, axis=-1) / config.blob_width**2)
+        density = truncated_exp(out[..., 0] + config.blob_strength * blob + config.density_bias)
+        albedo = nn.sigmoid(out[..., 1:])
         return FieldOutput(density, albedo)

@@ -1,4 +1,4 @@
-"""Penalties on renderings (DreamFusion, appendix A.2). Each returns one value a ray; take the mean."""
+"""Penalties on renderings (DreamFusion, appendix A.2), one value a ray."""
 
 import jax
 import jax.numpy as jnp

@@ -1,12 +1,12 @@
 """Volume rendering of a field along rays (NeRF; mip-NeRF eq. 1-3; DreamFusion section 3.1).
 
-A ray is cut into `samples` intervals between where it enters and leaves the scene's sphere; each has
-a density, an albedo and a compositing weight w_i = T_i alpha_i. `dist` is distance along a ray in
-scene units. A normal is the direction against the gradient of density, so it points outwards.
+A ray is cut into `samples` intervals between where it enters and leaves the scene's sphere; each
+has a density, an albedo and a compositing weight w_i = T_i alpha_i. `dist` is distance along a ray
+in scene units. A normal is the direction against the gradient of density, so it points outwards.
 
-Normals are found, and light is computed, only at the `normal_samples` intervals of largest weight on
-each ray. What the other intervals add to the colour is lit by the weighted mean light of these, and
-what they add to the normal is the weighted mean normal; with `normal_samples = samples` every
+Normals are found, and light is computed, only at the `normal_samples` intervals of largest weight
+on each ray. What the other intervals add to the colour is lit by the weighted mean light of these,
+and what they add to the normal is the weighted mean normal; with `normal_samples = samples` every
 interval has its own. On a surface a few intervals carry nearly all of the weight.
 """
 
@@ -25,6 +25,7 @@ from dreamjax.scene.rays import Rays, camera_rays, intersect_sphere
 from dreamjax.scene.regularizers import orientation
 from dreamjax.scene.shading import Shading, lambertian
 
+# Of density per unit length, per unit length: below it a normal shrinks with the gradient.
 SMALLEST_GRADIENT = 1e-4
 FieldFn = Callable[[Float[Array, "*batch 3"], Float[Array, "*batch v"]], FieldOutput]
 
@@ -33,24 +34,27 @@ FieldFn = Callable[[Float[Array, "*batch 3"], Float[Array, "*batch v"]], FieldOu
 class RenderConfig:
     """How rays are sampled.
 
-    `samples` intervals a ray inside the sphere of `radius`; light and normals at `normal_samples` of
-    them. `frustum` takes each interval's Gaussian from the cone's frustum instead of lam I. With
-    `chunk` > 0, rays that miss the sphere are sorted to the end and chunks of that many rays that all
-    miss it are skipped: a good third of the work on a CPU, best left 0 on an accelerator.
+    `samples` intervals a ray inside the sphere of `radius`; light and normals at `normal_samples`
+    of them. `frustum` takes each interval's Gaussian from the cone's frustum instead of lam I.
+
+    With `chunk` > 0, rays go by chunks of that many, those that hit the sphere first; chunks that
+    miss it are skipped, and nothing is kept for the gradient but what a chunk begins with. On a CPU
+    that halves the time of a step, and the memory stays small at any size; 0 takes all rays at
+    once, which suits an accelerator with memory to spare.
     """
 
     samples: int = 32
     normal_samples: int = 4
     radius: float = 1.0
     frustum: bool = False
-    chunk: int = 0
+    chunk: int = 256
 
 
 class Rendering(NamedTuple):
     """What is seen along each ray.
 
-    `rgb` is shaded and over the background. `albedo` and `normal` are composited over zero, so their
-    scale is that of `opacity` (a normal's length falls further where normals disagree). `depth` is
+    `rgb` is shaded and over the background. `albedo` and `normal` are composited over zero, so
+    their scale is that of `opacity` (a normal is shorter still where normals disagree). `depth` is
     the mean distance of what the ray meets, 0 where it meets nothing. `orientation` is the ray's
     penalty for normals that face away (see `regularizers`).
     """
@@ -86,7 +90,7 @@ def interval_edges(
 def compositing_weights(
     density: Float[Array, "*batch samples"], dist_edges: Float[Array, "*batch edges"]
 ) -> tuple[Float[Array, "*batch samples"], Float[Array, "*batch"]]:
-    """Weights w_i = exp(-sum_{j<i} tau_j) (1 - exp(-tau_i)) and opacity = sum w_i = 1 - exp(-sum tau).
+    """Weights w_i = exp(-sum_{j<i} tau_j) (1 - exp(-tau_i)), and opacity = 1 - exp(-sum tau).
 
     tau_i is density times length of interval i (mip-NeRF eq. 3, optical thickness).
     """
@@ -98,7 +102,7 @@ def compositing_weights(
 def density_normal(
     field_fn: FieldFn, mean: Float[Array, "*batch 3"], var: Float[Array, "*#batch #3"]
 ) -> tuple[Float[Array, "*batch 3"], Float[Array, "*batch 3"]]:
-    """Unit normals and albedo at Gaussians; where density has next to no gradient, no normal (0)."""
+    """Unit normals and albedo at Gaussians; where density is all but flat, the normal goes to 0."""
 
     def density_and_albedo(mean):
         output = field_fn(mean, var)
@@ -124,10 +128,12 @@ def render_rays(
     """Render a batch of rays of any shape [...].
 
     `shading` (and `key`, for stratified samples; None takes even ones) has no batch axes, or the
-    first of the rays': rays [V, H, W] take a shading of [V] views and [V] keys, and view v then draws
-    what it would draw alone. `lam` is the isotropic variance, not used with `config.frustum`.
+    first of the rays': rays [V, H, W] take a shading of [V] views and [V] keys, and view v then
+    draws what it would draw alone. `lam` is the isotropic variance, not used with `config.frustum`.
     `background_rgb` broadcasts against the rays. `with_normals=False` shows albedo whatever the
     shading says, with normals and orientation zero, and saves their cost.
+
+    Raises ValueError for `normal_samples` out of range, and for neither `lam` nor the frustum.
     """
     batch = rays.radius.shape
     count = rays.radius.size
@@ -135,6 +141,8 @@ def render_rays(
         raise ValueError(
             f"normal_samples = {config.normal_samples} must lie in 1..samples = {config.samples}"
         )
+    if lam is None and not config.frustum:
+        raise ValueError("lam, the isotropic variance, is needed unless config.frustum is set")
 
     def flat(leaf, unbatched_ndim):
         lead = leaf.ndim - unbatched_ndim
@@ -157,7 +165,7 @@ def render_rays(
         return _march(field_fn, *args, lam, config, with_normals)
 
     args = rays, near, far, hit, jitter, shading
-    if config.chunk:
+    if config.chunk and count > config.chunk:
         seen = _skip_missing(march, args, hit, config.chunk)
     else:
         seen = march(args)
@@ -180,7 +188,8 @@ def _skip_missing(march, args, hit, chunk):
     def step(chunk_args):
         return jax.lax.cond(jnp.any(chunk_args[3]), march, nothing, chunk_args)
 
-    seen = jax.lax.map(step, chunks)
+    # Going through a chunk again for its gradient beats keeping every layer of every sample.
+    seen = jax.lax.map(jax.checkpoint(step, prevent_cse=False), chunks)
     back = jnp.argsort(order)
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[back], seen)
 
@@ -215,9 +224,7 @@ def _march(field_fn, rays, near, far, hit, jitter, shading, lam, config, with_no
     light = lit(jnp.ones_like(albedo), normal, mean, shading)
     unlit = shading._replace(ambient=jnp.ones_like(opacity), diffuse=jnp.zeros_like(opacity))
     color = lit(albedo, normal, mean, unlit)
-    color_seen = jnp.where(
-        shading.textureless[:, None] > 0.5, opacity[:, None], albedo_seen
-    )
+    color_seen = jnp.where(shading.textureless[:, None] > 0.5, opacity[:, None], albedo_seen)
     top_weight = jnp.sum(weights, axis=1)
     share = weights / jnp.maximum(top_weight, 1e-10)[:, None]
 
@@ -243,10 +250,11 @@ def render_image(
     chunk: int = 4096,
     with_normals: bool = True,
 ) -> Rendering:
-    """Render one camera's picture of `size` x `size` pixels with even samples, `chunk` rays at a time.
+    """Render one camera's picture of `size` x `size` pixels with even samples.
 
-    Memory grows with `chunk` times `config.samples`, beyond the picture itself. `background` is rgb
-    that broadcasts against the picture, or a function from ray directions [..., 3] to rgb.
+    `chunk` rays go at a time: beyond the picture itself, memory does not grow with it.
+    `background` is rgb that broadcasts against the picture, or a function from ray directions
+    [..., 3] to rgb.
     """
     rays = camera_rays(camera, size)
     count = size * size

@@ -10,9 +10,8 @@ from dreamjax.errors import UserError
 
 def load(name: str) -> ModuleType:
     """Import and return the task `name`; raises UserError for one that is not there."""
-    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    if name not in names:
-        raise UserError(
-            f"unknown task {name!r}{nearest(str(name), names)} (there are {', '.join(names)})"
-        )
-    return importlib.import_module(f"{__name__}.{name}")
+    names = sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+    module = importlib.import_module(f"{__name__}.{name}") if name in names else None
+    if not hasattr(module, "run"):
+        raise UserError(f"unknown task {name!r}{nearest(str(name), names)}")
+    return module

@@ -1,14 +1,16 @@
 """`task = dream`: a sentence becomes a 3D object."""
 
 import dataclasses
+import json
 import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
-from dreamjax.config import build, check_workdir, to_plain
+from dreamjax.config import CONFIG_FILE, build, check_workdir, to_plain
 from dreamjax.distill.sds import SdsConfig, make_sds, sds_params
 from dreamjax.distill.step import (
     EncodingConfig,
@@ -21,7 +23,7 @@ from dreamjax.distill.step import (
 from dreamjax.errors import UserError
 from dreamjax.export.mesh import MeshConfig, extract_mesh, write_mesh
 from dreamjax.export.report import Report, write_report
-from dreamjax.export.sheet import SHEET_VIEWS, contact_sheet, write_png
+from dreamjax.export.sheet import SHEET_VIEWS, contact_sheet, to_uint8, write_png
 from dreamjax.export.video import write_video
 from dreamjax.priors import toybox as toybox_prior
 from dreamjax.scene.camera import CameraConfig, orbit
@@ -30,6 +32,7 @@ from dreamjax.scene.render import RenderConfig, render_image
 from dreamjax.scene.shading import LightConfig, Shading, ShadingConfig
 from dreamjax.training import parallel
 from dreamjax.training.checkpoint import Checkpoints
+from dreamjax.training.interrupt import Interrupt
 from dreamjax.training.metrics import Log, Progress, read_history
 from dreamjax.training.optimizer import (
     OptimizerConfig,
@@ -37,8 +40,6 @@ from dreamjax.training.optimizer import (
     check_skipped,
     make_optimizer,
 )
-
-PAPER_WHITE = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,11 +156,14 @@ def run(config, workdir: str) -> None:
 
     devices = parallel.devices_for(c.batch_views)
     index = parallel.split_indices(c.batch_views, devices)
+    state, objective_params, base_key = parallel.replicate(
+        (state, objective_params, base_key), devices
+    )
     update = lambda *args: apply_gradients(tx, *args)  # noqa: E731
     draw_views = _view_renderer(scene, c.export.preview_size)
     log = Log(workdir, start)
     try:
-        with Progress(c.steps, start, show=("opacity", "grad_norm")) as bar:
+        with Progress(c.steps, start, show=("opacity", "grad_norm")) as bar, Interrupt() as stop:
             for phase in (p for p in cuts if p.stop > start):
                 step = make_sds_step(
                     objective, scene, update, parallel.mean, phase.size, phase.shaded
@@ -175,17 +179,18 @@ def run(config, workdir: str) -> None:
                         log.scalars(done, metrics)
                     bar.update(done, metrics)
                     if done % c.export.views_every < c.steps_per_dispatch:
-                        _write_views(workdir, draw_views(state.params, done))
-                    if done % c.checkpoint_every < c.steps_per_dispatch:
+                        _write_views(workdir, draw_views(parallel.first_copy(state.params), done))
+                    if done % c.checkpoint_every < c.steps_per_dispatch or done == c.steps:
                         checkpoints.save(done, state)
-        checkpoints.save(c.steps, state)
+                    stop.check()
     except KeyboardInterrupt:
         checkpoints.save(int(state.step), state)
-        print(f"\nsaved at step {int(state.step)}; the same command goes on from there")
+        print(f"saved step {int(state.step)}; the same command goes on from there")
         raise
     finally:
         log.close()
-    _export(workdir, c, scene, state.params, to_plain(config), time.monotonic() - began)
+    params = parallel.first_copy(state.params)
+    _export(workdir, c, scene, params, to_plain(config), time.monotonic() - began)
 
 
 def headlight(camera_position) -> Shading:
@@ -208,7 +213,7 @@ def _view_renderer(scene: StepConfig, size: int):
             size,
             variance,
             headlight(camera.position),
-            jnp.full((1, 1, 3), PAPER_WHITE),
+            jnp.ones((1, 1, 3)),
             scene.render,
         )
 
@@ -234,7 +239,7 @@ def _export(workdir: Path, c: DreamConfig, scene: StepConfig, params, settings, 
     frames = c.export.video_frames
     angles = tuple((360.0 * i / frames, 15.0) for i in range(frames))
     seen = _view_renderer(scene, c.export.video_size)(params, c.steps, angles)
-    write_video(workdir / "turntable.mp4", seen.rgb)
+    write_video(workdir / "turntable.mp4", to_uint8(seen.rgb))
 
     variance = jnp.full((1, 3), scene.encoding.variance[1], jnp.float32)
     query = jax.jit(lambda points: field_fn(params, scene)(points, variance))
@@ -270,3 +275,29 @@ def _export(workdir: Path, c: DreamConfig, scene: StepConfig, params, settings, 
         raise missing
     for name in ("report.html", "mesh.glb", "turntable.mp4", "views.png"):
         print(f"wrote {workdir / name}")
+
+
+def load_scene(run_dir: str | Path) -> tuple[DreamConfig, StepConfig, PyTree]:
+    """The config, the scene and the parameters of the finished run in `run_dir`.
+
+    Raises UserError where there is no run of this task, or one that is not finished.
+    """
+    run_dir = Path(run_dir)
+    path = run_dir / CONFIG_FILE
+    try:
+        settings = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if settings.pop("task", None) != "dream":
+        raise UserError(f"{run_dir} is not a run of task dream")
+    settings.pop("eval", None)
+    c = build(DreamConfig, settings)
+    scene = step_config(c)
+    tx = make_optimizer(c.optimizer, c.steps)
+    template = jax.eval_shape(lambda key: init_scene(key, scene, tx), jax.random.key(c.seed))
+    checkpoints = run_dir / "checkpoints"
+    state = Checkpoints(checkpoints).restore_latest(template) if checkpoints.is_dir() else None
+    done = int(state.step) if state else 0
+    if done < c.steps:
+        raise UserError(f"the run in {run_dir} is not finished: step {done} of {c.steps}")
+    return c, scene, state.params

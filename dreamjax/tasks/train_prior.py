@@ -19,8 +19,8 @@ from dreamjax.diffusion.losses import v_loss
 from dreamjax.diffusion.timesteps import uniform
 from dreamjax.errors import UserError
 from dreamjax.export.sheet import grid, write_png
-from dreamjax.nets.text import TextConfig, TextEncoder
-from dreamjax.nets.unet import UNet, UNetConfig
+from dreamjax.nets.text import TextConfig
+from dreamjax.nets.unet import UNetConfig
 from dreamjax.priors import toybox as toybox_prior
 from dreamjax.tasks.sampling import sample_texts
 from dreamjax.toybox.captions import MAX_WORDS, VOCABULARY
@@ -28,6 +28,7 @@ from dreamjax.toybox.dataset import SEEDS, load
 from dreamjax.toybox.draw import draw_example
 from dreamjax.training import parallel
 from dreamjax.training.checkpoint import Checkpoints
+from dreamjax.training.interrupt import Interrupt
 from dreamjax.training.metrics import Log, Progress
 from dreamjax.training.optimizer import (
     OptimizerConfig,
@@ -108,9 +109,10 @@ def run(config, workdir: str) -> None:
     evaluate = _evaluator(prior, c)
     base_key = jax.random.key(c.seed)
     start = int(state.step)
+    state, base_key = parallel.replicate((state, base_key), devices)
     log = Log(workdir, start)
     try:
-        with Progress(c.steps, start, show=("loss", "grad_norm", "images_per_second")) as bar:
+        with Progress(c.steps, start, show=("loss", "grad_norm")) as bar, Interrupt() as stop:
             for step in range(start, c.steps, c.steps_per_dispatch):
                 state, metrics = step_fn(state, batches(step), base_key)
                 done = step + c.steps_per_dispatch
@@ -120,16 +122,19 @@ def run(config, workdir: str) -> None:
                 bar.update(done, metrics)
                 if done % c.checkpoint_every == 0 or done == c.steps:
                     checkpoints.save(done, state)
-                    toybox_prior.save(workdir / "prior.safetensors", prior, state.ema)
+                    ema = parallel.first_copy(state.ema)
+                    toybox_prior.save(workdir / "prior.safetensors", prior, ema)
                 if done % c.eval_every == 0 or done == c.steps:
-                    losses = evaluate(state.ema)
+                    ema = parallel.first_copy(state.ema)
+                    losses = evaluate(ema)
                     log.scalars(done, losses)
                     shown = "  ".join(f"{k} {v:.4f}" for k, v in losses.items())
                     bar.note(f"step {done}: {shown}")
-                    _show_samples(prior, state.ema, c, workdir, done)
+                    _show_samples(prior, ema, c, workdir, done)
+                stop.check()
     except KeyboardInterrupt:
         checkpoints.save(int(state.step), state)
-        print(f"\nsaved at step {int(state.step)}; the same command goes on from there")
+        print(f"saved step {int(state.step)}; the same command goes on from there")
         raise
     finally:
         log.close()
@@ -171,12 +176,6 @@ def _batches(c: TrainPriorConfig, devices):
     return batches
 
 
-def predict_v(prior, params, x_t, t, tokens):
-    """The network's raw output for word numbers `tokens`."""
-    text = TextEncoder(prior.text).apply({"params": params["text"]}, tokens)
-    return UNet(prior.unet).apply({"params": params["unet"]}, x_t, t, text)
-
-
 def make_step(prior, c: TrainPriorConfig, tx):
     """One step on one device's share of the batch; example i draws from fold_in(step key, i)."""
 
@@ -201,7 +200,8 @@ def make_step(prior, c: TrainPriorConfig, tx):
         tokens = jnp.where(dropped[:, None], 0, tokens)
 
         def loss_fn(params):
-            predict = lambda x_t, t: predict_v(prior, params, x_t, t, tokens)  # noqa: E731
+            text = prior.embed_ids(params, tokens)
+            predict = lambda x_t, t: prior.predict_v(params, x_t, t, text)  # noqa: E731
             return jnp.mean(v_loss(predict, prior.schedule, x_0, t, eps))
 
         loss, grads = parallel.mean(jax.value_and_grad(loss_fn)(state.params))
@@ -230,7 +230,8 @@ def _evaluator(prior, c: TrainPriorConfig):
         )
         t = (start + jnp.arange(chunk)) * 7919 % prior.schedule.num_steps
         eps = jax.vmap(lambda k: jax.random.normal(k, rgb.shape[1:]))(keys)
-        predict = lambda x_t, t: predict_v(prior, params, x_t, t, tokens)  # noqa: E731
+        text = prior.embed_ids(params, tokens)
+        predict = lambda x_t, t: prior.predict_v(params, x_t, t, text)  # noqa: E731
         x_0 = rgb.astype(jnp.float32) / 127.5 - 1.0
         return jnp.mean(v_loss(predict, prior.schedule, x_0, t, eps))
 

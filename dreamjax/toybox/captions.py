@@ -5,10 +5,9 @@ gathers from constant tables, it is drawn on the device inside a jitted function
 so a row of zeros is the empty caption.
 """
 
-import numpy as np
-
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int, Key
 
 from dreamjax.toybox.kinds import COLORS, KINDS, Kind

@@ -20,15 +20,24 @@ from PIL import Image
 from tqdm import tqdm
 
 from dreamjax.toybox.captions import MAX_WORDS
-from dreamjax.toybox.draw import HELD_OUT, TRAIN, draw_example
+from dreamjax.toybox.draw import ALL, HELD_OUT, TRAIN, ToyboxConfig, draw_example
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import tensorflow_datasets as tfds
 
 CHUNK = 128
-SEEDS = {"train": 0, "validation": 1, "held_out": 2}
-COMBINATIONS = {"train": TRAIN, "validation": TRAIN, "held_out": HELD_OUT}
+_AS_USUAL = ToyboxConfig()
+SPLITS = ("train", "validation", "held_out")
+# The probe's two splits are never written to disk: it draws them when it is trained.
+SEEDS = {"train": 0, "validation": 1, "held_out": 2, "probe": 3, "probe_fresh": 4}
+COMBINATIONS = {
+    "train": TRAIN,
+    "validation": TRAIN,
+    "held_out": HELD_OUT,
+    "probe": ALL,
+    "probe_fresh": ALL,
+}
 
 
 class Labelled(NamedTuple):
@@ -43,14 +52,14 @@ class Labelled(NamedTuple):
 
 
 @functools.cache
-def _chunk_drawer(size: int):
+def _chunk_drawer(size: int, config: ToyboxConfig):
     def draw(seed, start, combinations):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(
             jax.random.key(seed), start + jnp.arange(CHUNK)
         )
 
         def one(key):
-            e = draw_example(key, size, combinations)
+            e = draw_example(key, size, combinations, config)
             rgb = jnp.round(e.picture.rgb * 255.0).astype(jnp.uint8)
             return Labelled(rgb, e.tokens, e.kind, e.colors, e.view, e.look)
 
@@ -59,9 +68,11 @@ def _chunk_drawer(size: int):
     return jax.jit(draw).lower(*[jnp.int32(0)] * 3).compile()
 
 
-def draw_chunks(split: str, count: int, size: int) -> Iterator[Labelled]:
+def draw_chunks(
+    split: str, count: int, size: int, config: ToyboxConfig = _AS_USUAL
+) -> Iterator[Labelled]:
     """Pictures 0..count-1 of a split in order, in chunks, drawn on all cores."""
-    draw = _chunk_drawer(size)
+    draw = _chunk_drawer(size, config)
     workers = os.cpu_count() or 1
 
     def chunk(start: int) -> Labelled:
@@ -89,7 +100,7 @@ class Toybox(tfds.core.GeneratorBasedBuilder):
 
     def __init__(self, *, size: int = 32, counts: tuple[int, int, int], **kwargs):
         """Make a builder of `size`-pixel pictures, `counts` of train, validation and held_out."""
-        self.size, self.counts = size, dict(zip(SEEDS, counts, strict=True))
+        self.size, self.counts = size, dict(zip(SPLITS, counts, strict=True))
         super().__init__(
             config=tfds.core.BuilderConfig(
                 name=f"{size}px_" + "_".join(str(c) for c in counts), version="1.0.0"
@@ -115,7 +126,7 @@ class Toybox(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager) -> dict:
-        return {split: self._generate_examples(split) for split in SEEDS}
+        return {split: self._generate_examples(split) for split in SPLITS}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
         with tqdm(total=self.counts[split], desc=f"drawing {split}", unit="picture") as bar:

@@ -143,9 +143,7 @@ class Checkpoints:
         abstract = {name: np.empty(shape, dtype) for name, (shape, dtype) in found.items()}
         restored = self._manager.restore(
             step,
-            args=args.Composite(
-                state=args.StandardRestore(abstract), checksums=args.JsonRestore()
-            ),
+            args=args.Composite(state=args.StandardRestore(abstract), checksums=args.JsonRestore()),
         )
         for name, array in restored["state"].items():
             if _checksum(array) != restored["checksums"][name]:

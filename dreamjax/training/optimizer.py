@@ -90,8 +90,8 @@ def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransfo
     """
 
     def init(params):
-        zero = jnp.zeros((), jnp.int32)
-        return SkipState(inner.init(params), zero, zero)
+        # Two arrays: a buffer cannot be donated twice.
+        return SkipState(inner.init(params), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
     def update(updates, state, params=None, *, ok: Array):
         new_updates, new_inner = inner.update(updates, state.inner, params)

@@ -13,7 +13,9 @@ returned without it is one device's value, silently.
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
 from dreamjax.errors import UserError
@@ -75,6 +77,28 @@ def split_batch(batch, devices: Sequence[jax.Device], steps: int = 0):
     return jax.tree.map(split, batch)
 
 
+def replicate(tree, devices: Sequence[jax.Device]):
+    """Return a copy of `tree` on each of this process's `devices`, as `pmap` takes it.
+
+    Call it once on the state before the first step, and on what is `shared`: else every step
+    copies the latter anew. The copy is a true one, so that donating it leaves `tree` whole.
+    """
+    local = [device for device in devices if device.process_index == jax.process_index()]
+    everywhere = NamedSharding(Mesh(np.array(local), (AXIS,)), PartitionSpec())
+    # device_put may share the buffer on the first device, whatever `may_alias` says.
+    return jax.device_put(jax.tree.map(jnp.array, tree), everywhere)
+
+
+def _lead(result):
+    """One step's result as a scan over one step would give it.
+
+    A loop of one is not left to XLA: on a CPU it runs convolutions inside a loop on one core, ten
+    times slower than outside.
+    """
+    state, metrics = result
+    return state, jax.tree.map(lambda x: x[None], metrics)
+
+
 def repeat(step: Callable, steps: int) -> Callable:
     """Return a step that takes `steps` steps on the same batch; metrics gain a leading axis.
 
@@ -83,6 +107,8 @@ def repeat(step: Callable, steps: int) -> Callable:
     """
 
     def many(state, batch, *shared):
+        if steps == 1:
+            return _lead(step(state, batch, *shared))
         return jax.lax.scan(lambda s, _: step(s, batch, *shared), state, None, length=steps)
 
     return many
@@ -92,6 +118,8 @@ def scan(step: Callable) -> Callable:
     """Return a step over batches stacked on a leading axis; metrics gain that axis."""
 
     def many(state, batches, *shared):
+        if jax.tree.leaves(batches)[0].shape[0] == 1:
+            return _lead(step(state, jax.tree.map(lambda x: x[0], batches), *shared))
         return jax.lax.scan(lambda s, batch: step(s, batch, *shared), state, batches)
 
     return many
@@ -101,8 +129,8 @@ def pmap(step: Callable, devices: Sequence[jax.Device], shared: int = 1) -> Call
     """Compile `step(state, batch, *shared) -> (state, metrics)` over `devices`.
 
     `batch` leads with the device axis (`split_indices`, `split_batch`); state and the `shared`
-    further arguments are given once and are the same on all devices. The state is donated: go on
-    with the one that comes back.
+    further arguments are the same on all devices (`replicate`). The state is donated: go on with
+    the one that comes back.
     """
     return jax.pmap(
         step,
@@ -120,9 +148,7 @@ def first_copy(tree):
 
     Nothing is copied, so use it before the state it came from is donated to the next step.
     """
-    return jax.tree.map(
-        lambda x: x.addressable_data(0) if isinstance(x, jax.Array) else x, tree
-    )
+    return jax.tree.map(lambda x: x.addressable_data(0) if isinstance(x, jax.Array) else x, tree)
 
 
 def is_first_process() -> bool:

@@ -12,14 +12,6 @@ import optax
 from jaxtyping import Array, Float, Int
 
 
-class SceneState(NamedTuple):
-    """The state of one scene being distilled."""
-
-    step: Int[Array, ""]
-    params: Any
-    opt_state: optax.OptState
-
-
 class PriorState(NamedTuple):
     """The state of a network being trained, with the moving average of its parameters."""
 
@@ -27,11 +19,6 @@ class PriorState(NamedTuple):
     params: Any
     ema: Any
     opt_state: optax.OptState
-
-
-def init_scene_state(params, tx: optax.GradientTransformation) -> SceneState:
-    """Return the state before the first step."""
-    return SceneState(jnp.zeros((), jnp.int32), params, tx.init(params))
 
 
 def init_prior_state(params, tx: optax.GradientTransformation) -> PriorState:

@@ -90,7 +90,7 @@ def test_one_network_call_is_traced():
         assert jnp.issubdtype(t.dtype, jnp.integer)
         return x_t
 
-    ddim_sample(predict, schedule, jax.random.key(0), (2, 4, 4, 3), 50)
+    ddim_sample(predict, schedule, jax.random.key(0), (2, 1, 1, 3), 50)
     assert calls == [(2,)]
 
 

@@ -149,7 +149,7 @@ def test_decimation_keeps_it_closed_and_to_size():
 
 
 def test_a_decimation_that_opens_the_mesh_is_not_used(monkeypatch):
-    def tear(vertices, faces, target_count):
+    def tear(vertices, faces, target_count, agg):
         return vertices, faces[:target_count]
 
     monkeypatch.setattr(mesh_module.fast_simplification, "simplify", tear)

@@ -46,7 +46,7 @@ def test_embed():
 
 @pytest.mark.parametrize("schedule", [linear(1000), cosine(1000)])
 def test_eps_is_the_conditional_expectation(schedule):
-    """E[eps | x_t] by quadrature over eps in float64, at t = 0, 1, middle, T-1."""
+    """E[eps | x_t] by quadrature over x_0 in float64, at t = 0, 1, middle, T-1."""
     prior, params = make(schedule)
     t = np.array([0, 1, 500, 999])
     text = prior.embed(params, ["a red ball", "", "a blue cube", "a red ball"])
@@ -55,18 +55,21 @@ def test_eps_is_the_conditional_expectation(schedule):
     var = np.float64(params.var)
     alpha_bar = np.cumprod(1.0 - schedule.betas)[t].reshape(4, 1, 1, 1)
     x_0 = mu + np.sqrt(var) * rng.standard_normal(mu.shape)
-    z_t = np.float32(np.sqrt(alpha_bar) * x_0 + np.sqrt(1 - alpha_bar) * rng.standard_normal(mu.shape))
-    eps = np.linspace(-9, 9, 40001)
+    noise = rng.standard_normal(mu.shape)
+    z_t = np.float32(np.sqrt(alpha_bar) * x_0 + np.sqrt(1 - alpha_bar) * noise)
+    grid = np.linspace(-9, 9, 40001)
     arguments = params, jnp.asarray(z_t), jnp.asarray(t), text
     for function in (prior.predict_eps, jax.jit(prior.predict_eps)):
         found = function(*arguments)
         assert found.dtype == jnp.float32
         for index in [(i, *p) for i in range(4) for p in [(0, 0, 0), (1, 3, 2), (2, 2, 1)]]:
             a = alpha_bar[index[0], 0, 0, 0]
-            mean_x = np.sqrt(a) * mu[index] + np.sqrt(1 - a) * eps
-            log_p = -0.5 * eps**2 - 0.5 * (z_t[index] - mean_x) ** 2 / (a * var[index[1:]])
+            x = mu[index] + np.sqrt(var[index[1:]]) * grid
+            eps = (np.float64(z_t[index]) - np.sqrt(a) * x) / np.sqrt(1 - a)
+            log_p = -0.5 * grid**2 - 0.5 * eps**2
             p = np.exp(log_p - log_p.max())
-            np.testing.assert_allclose(found[index], np.sum(p * eps) / np.sum(p), atol=2e-5)
+            expected, error = np.sum(p * eps) / np.sum(p), 2e-6 + 4e-8 / np.sqrt(1 - a)
+            np.testing.assert_allclose(found[index], expected, rtol=0, atol=error)
 
 
 def test_sampling_the_prior_gives_its_gaussian():

@@ -1,6 +1,7 @@
 """One step over one device and over eight: the gradient is the same, compared raw."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from dreamjax.errors import UserError
 from dreamjax.training import parallel
+from dreamjax.training.checkpoint import Checkpoints
 
 
 def loss(params, items, key):
@@ -50,7 +52,11 @@ def check_all(count):
     want_loss, want = jax.value_and_grad(loss)(
         make_state()["params"], jnp.arange(16), jax.random.fold_in(key, 0)
     )
-    state, metrics = parallel.pmap(step, devices)(make_state(), items, key)
+    start = make_state()
+    descend = parallel.pmap(step, devices)
+    placed = parallel.replicate(start, devices)
+    state, metrics = descend(placed, items, parallel.replicate(key, devices))
+    jax.block_until_ready(start)  # donating the copy has left the original whole
     np.testing.assert_allclose(metrics["loss"], want_loss, rtol=1e-6)
     for name in want:
         np.testing.assert_allclose(metrics["grads"][name], want[name], rtol=1e-5, atol=1e-6)
@@ -58,7 +64,7 @@ def check_all(count):
 
     # Several steps in one dispatch are the same steps, and see their own numbers.
     for _ in range(2):
-        state, _ = parallel.pmap(step, devices)(state, items, key)
+        state, _ = descend(state, items, key)
     many, metrics = parallel.pmap(parallel.repeat(step, 3), devices)(make_state(), items, key)
     assert many["step"] == 3 and metrics["loss"].shape == (3,)
     np.testing.assert_allclose(many["params"]["w"], state["params"]["w"], rtol=1e-5, atol=1e-6)
@@ -74,19 +80,60 @@ def check_all(count):
     assert np.isfinite(jax.jit(loss)(local["params"], jnp.arange(2), key))
 
 
+def start_process(*args, devices):
+    """Run this file as a program on so many fake devices."""
+    root = str(Path(__file__).resolve().parents[2])
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return subprocess.Popen(
+        [sys.executable, __file__, *map(str, args)],
+        env=dict(os.environ, XLA_FLAGS=flags, PYTHONPATH=root, JAX_PLATFORMS="cpu"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
 def test_one_device():
     check_all(1)
 
 
 def test_eight_devices_give_the_gradient_of_one():
-    root = str(Path(__file__).resolve().parents[2])
-    flags = "--xla_force_host_platform_device_count=8"
-    env = dict(os.environ, XLA_FLAGS=flags, PYTHONPATH=root)
-    done = subprocess.run(
-        [sys.executable, __file__], env=env, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert "warning" not in done.stderr.lower()
+    process = start_process(devices=8)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert "warning" not in output.lower()
+
+
+def check_process(number, port, directory):
+    """Be one of two processes with two devices each: the gradient, a save, and a restore."""
+    jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=number)
+    key = jax.random.key(0)
+    devices = parallel.devices_for(16)
+    items = parallel.split_indices(16, devices)
+    np.testing.assert_array_equal(items, number * 8 + np.arange(8).reshape(2, 4))
+    want = jax.grad(loss)(make_state()["params"], jnp.arange(16), jax.random.fold_in(key, 0))
+    descend = parallel.pmap(step, devices)
+    state, metrics = descend(parallel.replicate(make_state(), devices), items, key)
+    np.testing.assert_allclose(metrics["grads"]["w"], want["w"], rtol=1e-5, atol=1e-6)
+
+    checkpoints = Checkpoints(directory)
+    checkpoints.save(1, state)
+    restored = checkpoints.restore_latest(state)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(restored), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    state, _ = descend(parallel.replicate(restored, devices), items, key)
+    assert state["step"] == 2
+    checkpoints.close()
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_gradient_of_one_and_share_a_checkpoint(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = [start_process(number, port, tmp_path, devices=2) for number in (0, 1)]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
 
 
 def test_batch_is_split_in_order():
@@ -113,4 +160,7 @@ def test_devices_divide_the_batch(monkeypatch):
 
 
 if __name__ == "__main__":
-    check_all(8)
+    if sys.argv[1:]:
+        check_process(int(sys.argv[1]), *sys.argv[2:])
+    else:
+        check_all(8)

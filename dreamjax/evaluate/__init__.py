@@ -1,0 +1,1 @@
+"""How good pictures and finished dreams are, measured against the toybox's ground truth."""

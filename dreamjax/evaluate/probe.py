@@ -1,0 +1,188 @@
+"""The probe: reads kind, colours and view word from a picture of a toybox object.
+
+It is trained on ground-truth renders (`task = train_probe`) and ships with the package as float16
+safetensors. What it scores on fresh renders is the ceiling of what it can say about anything else;
+the file's metadata hold it, with the names of the classes that the numbers stand for.
+"""
+
+import json
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Bool, Float, Int, PyTree
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as save_bytes
+
+from dreamjax.errors import UserError
+from dreamjax.evaluate.prompts import has_second
+from dreamjax.evaluate.scores import Count, accuracy
+from dreamjax.nets.probe import Probe, ProbeConfig
+from dreamjax.scene.camera import VIEW_WORDS
+from dreamjax.toybox.draw import COLOR_NAMES
+from dreamjax.toybox.kinds import KINDS
+
+FORMAT = "dreamjax-probe-1"
+SIZE = 32
+CHUNK = 256
+CLASSES = {
+    "kind": tuple(kind.name for kind in KINDS),
+    "first": COLOR_NAMES,
+    "second": COLOR_NAMES,
+    "view": VIEW_WORDS,
+}
+
+
+class Reading(NamedTuple):
+    """Probabilities of the classes of each head, [N, classes]."""
+
+    kind: Float[np.ndarray, "n kinds"]
+    first: Float[np.ndarray, "n colors"]
+    second: Float[np.ndarray, "n colors"]
+    view: Float[np.ndarray, "n views"]
+
+    @property
+    def labels(self) -> "Labels":
+        """The most probable classes."""
+        return Labels(*(np.argmax(p, axis=-1) for p in self))
+
+
+class Labels(NamedTuple):
+    """Classes: indices into `KINDS`, twice `COLORS`, and `VIEW_WORDS`."""
+
+    kind: Int[np.ndarray, " n"]
+    first: Int[np.ndarray, " n"]
+    second: Int[np.ndarray, " n"]
+    view: Int[np.ndarray, " n"]
+
+
+class Shipped(NamedTuple):
+    """A trained probe, and what was measured on it when it was trained."""
+
+    config: ProbeConfig
+    params: PyTree
+    report: dict
+
+
+def make_config(**layout) -> ProbeConfig:
+    """A probe for the toybox as it is."""
+    return ProbeConfig(heads=tuple(len(names) for names in CLASSES.values()), **layout)
+
+
+def logits(
+    config: ProbeConfig, params: PyTree, rgb: Float[Array, "n s s 3"]
+) -> tuple[Float[Array, "n _"], ...]:
+    """The heads' outputs, in the order of `CLASSES`, for pictures of `SIZE` pixels in [0, 1]."""
+    return Probe(config).apply({"params": params}, rgb)
+
+
+def save(path: str | Path, probe: Shipped) -> None:
+    """Write a probe (float16) as one safetensors file, beside and then renamed."""
+    tensors = {
+        name: np.asarray(value, np.float16)
+        for name, value in flatten_dict(probe.params, sep=".").items()
+    }
+    layout = {key: value for key, value in vars(probe.config).items() if key != "heads"}
+    metadata = {
+        "format": FORMAT,
+        "classes": json.dumps(CLASSES),
+        "layout": json.dumps(layout),
+        "report": json.dumps(probe.report),
+    }
+    path = Path(path)
+    beside = path.with_suffix(".tmp")
+    beside.write_bytes(save_bytes(tensors, metadata))
+    beside.replace(path)
+
+
+@cache
+def load(path: str | Path | None = None) -> Shipped:
+    """Read a probe with its float32 parameters; without a path, the one that ships.
+
+    Raises UserError for a file that is missing, damaged or not a probe's, and for a probe of
+    another toybox (kinds, colours or view words differ).
+    """
+    if path is None:
+        path = resources.files("dreamjax.evaluate") / "weights" / "probe.safetensors"
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read the probe {path}: {str(error).splitlines()[0]}") from error
+    if metadata.get("format") != FORMAT:
+        raise UserError(f"{path} holds no probe (format {metadata.get('format')!r})")
+    known = json.loads(metadata["classes"])
+    for head, names in CLASSES.items():
+        if tuple(known.get(head, ())) != names:
+            changed = sorted(set(names) ^ set(known.get(head, ()))) or ["their order"]
+            raise UserError(
+                f"the probe {path} is of another toybox (its classes of {head} differ: "
+                f"{', '.join(changed)}): train it anew with --config=configs/toybox_probe.py"
+            )
+    layout = json.loads(metadata["layout"])
+    config = make_config(
+        **{key: tuple(v) if isinstance(v, list) else v for key, v in layout.items()}
+    )
+    blank = jnp.zeros((1, SIZE, SIZE, 3))
+    init = jax.eval_shape(Probe(config).init, jax.random.key(0), blank)["params"]
+    wanted = {name: value.shape for name, value in flatten_dict(init, sep=".").items()}
+    if wanted != {name: value.shape for name, value in tensors.items()}:
+        raise UserError(f"{path}: its tensors do not fit its own description")
+    params = {name: jnp.asarray(value, jnp.float32) for name, value in tensors.items()}
+    return Shipped(config, unflatten_dict(params, sep="."), json.loads(metadata["report"]))
+
+
+def shrink(images: Float[np.ndarray, "n h w 3"]) -> Float[Array, "n s s 3"]:
+    """Pictures at the probe's size: block means where it divides theirs, else antialiased."""
+    n, height, width, _ = images.shape
+    images = jnp.asarray(images, jnp.float32)
+    if height == width and height % SIZE == 0:
+        factor = height // SIZE
+        return images.reshape(n, SIZE, factor, SIZE, factor, 3).mean((2, 4))
+    return jax.image.resize(images, (n, SIZE, SIZE, 3), "linear", antialias=True)
+
+
+_logits = jax.jit(logits, static_argnums=0)
+
+
+def read(images: Float[np.ndarray, "n h w 3"], probe: Shipped | None = None) -> Reading:
+    """Probabilities for pictures in [0, 1] of any size; without a probe, the shipped one's."""
+    probe = probe or load()
+    parts = []
+    for start in range(0, len(images), CHUNK):
+        small = shrink(np.asarray(images[start : start + CHUNK]))
+        # One shape for every call, so that it is compiled once.
+        padded = jnp.pad(small, ((0, CHUNK - len(small)), (0, 0), (0, 0), (0, 0)))
+        heads = _logits(probe.config, probe.params, padded)
+        parts.append([np.asarray(jax.nn.softmax(head))[: len(small)] for head in heads])
+    return Reading(*(np.concatenate(head) for head in zip(*parts, strict=True)))
+
+
+def score(
+    predicted: Labels,
+    truth: Labels,
+    colored: Bool[np.ndarray, " n"] | None = None,
+    tells: Bool[np.ndarray, " n"] | None = None,
+) -> dict[str, Count]:
+    """Counts of what was read right: kind, first, second, object (all three) and view.
+
+    Colours count where `colored`, the second where the kind has one; views where `tells` (both are
+    everywhere without them).
+    """
+    colored = np.ones(len(truth.kind), bool) if colored is None else np.asarray(colored)
+    two = np.array([has_second(kind) for kind in truth.kind], bool)
+    right = [np.asarray(p) == np.asarray(t) for p, t in zip(predicted, truth, strict=True)]
+    whole = right[0] & right[1] & (right[2] | ~two)
+    return {
+        "kind": accuracy(predicted.kind, truth.kind),
+        "first": accuracy(predicted.first, truth.first, colored),
+        "second": accuracy(predicted.second, truth.second, colored & two),
+        "object": accuracy(whole, np.ones(len(whole), bool), colored),
+        "view": accuracy(predicted.view, truth.view, tells),
+    }

@@ -1,0 +1,91 @@
+"""Ground-truth renders to hold samples and dreams against: same object, same view, fresh draws."""
+
+import dataclasses
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from dreamjax.scene.background import Backdrop, sample_backdrop
+from dreamjax.scene.camera import Camera, CameraConfig, sample_camera, view_index
+from dreamjax.scene.shading import Shading, ShadingConfig, sample_shading
+from dreamjax.toybox.draw import ToyboxConfig, build_shape, draw_palette
+from dreamjax.toybox.render import render
+
+SIZE = 32
+CHUNK = 32
+_TRIES = 256
+
+
+class Subject(NamedTuple):
+    """N objects: indices into `KINDS` and of the two colours."""
+
+    kind: Int[np.ndarray, " n"]
+    colors: Int[np.ndarray, "n 2"]
+
+
+class Taking(NamedTuple):
+    """How pictures are taken; all leaves lead with the pictures' axis."""
+
+    camera: Camera
+    shading: Shading
+    backdrop: Backdrop
+
+
+def colored(look: ShadingConfig) -> ShadingConfig:
+    """The same mixture of albedo and shaded looks, without the textureless ones."""
+    kept = 1.0 - look.shaded * look.textureless
+    shaded = look.shaded * (1.0 - look.textureless) / kept
+    return dataclasses.replace(look, shaded=shaded, textureless=0.0)
+
+
+def camera_seeing(key: Key[Array, ""], view: Int[Array, ""], config: CameraConfig) -> Camera:
+    """A random camera of those that see the object from the view with this index."""
+    keys = jax.random.split(key, _TRIES)
+    cameras = jax.vmap(lambda k: sample_camera(k, config))(keys)
+    first = jnp.argmax(view_index(cameras.azimuth, cameras.elevation) == view)
+    return jax.tree.map(lambda leaf: leaf[first], cameras)
+
+
+def takings_of_views(
+    key: Key[Array, ""], views: Int[np.ndarray, " n"], config: ToyboxConfig
+) -> Taking:
+    """Random cameras that see each of the `views`, with lights and backdrops as `config` says."""
+
+    look = colored(config.shading)
+
+    def one(key, view):
+        keys = jax.random.split(key, 3)
+        camera = camera_seeing(keys[0], view, config.camera)
+        shading = sample_shading(keys[1], camera.position, config.light, look)
+        return Taking(camera, shading, sample_backdrop(keys[2]))
+
+    return jax.jit(jax.vmap(one))(jax.random.split(key, len(views)), jnp.asarray(views))
+
+
+@partial(jax.jit, static_argnames="size")
+def _pictures(keys, kind, colors, taking, size):
+    def one(args):
+        key, kind, colors, taking = args
+        key_shape, key_palette = jax.random.split(key)
+        shape, palette = build_shape(key_shape, kind), draw_palette(key_palette, colors)
+        return render(shape, palette, *taking, size).rgb
+
+    return jax.lax.map(one, (keys, kind, colors, taking))
+
+
+def pictures(
+    keys: Key[Array, " n"], subject: Subject, taking: Taking, size: int = SIZE
+) -> Float[np.ndarray, "n size size 3"]:
+    """Ground-truth pictures in [0, 1]; a key draws an object's proportions and shades."""
+    given = (keys, jnp.asarray(subject.kind), jnp.asarray(subject.colors), taking)
+    drawn = []
+    for start in range(0, len(keys), CHUNK):
+        # The last chunk is filled up with the last picture: one shape, compiled once.
+        rows = np.minimum(np.arange(start, start + CHUNK), len(keys) - 1)
+        chunk = jax.tree.map(lambda leaf: leaf[rows], given)  # noqa: B023
+        drawn.append(np.asarray(_pictures(*chunk, size)))
+    return np.concatenate(drawn)[: len(keys)]

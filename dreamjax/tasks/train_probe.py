@@ -1,0 +1,255 @@
+"""`task = train_probe`: train the probe that `evaluate` reads pictures with.
+
+It sees its own draws of the toybox (every combination of kind and colours, and the three looks
+alike often), softened and roughened a little, since samples and dreams are never as clean as
+renders. The colours of textureless pictures count for nothing.
+"""
+
+import dataclasses
+import platform
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from dreamjax.config import build, check_workdir
+from dreamjax.evaluate import probe as probes
+from dreamjax.evaluate.prompts import has_second
+from dreamjax.evaluate.scores import accuracy
+from dreamjax.scene.shading import ShadingConfig
+from dreamjax.toybox.dataset import Labelled, draw_chunks
+from dreamjax.toybox.draw import ToyboxConfig
+from dreamjax.toybox.kinds import KINDS
+from dreamjax.training import parallel
+from dreamjax.training.checkpoint import Checkpoints
+from dreamjax.training.interrupt import Interrupt
+from dreamjax.training.metrics import Log, Progress
+from dreamjax.training.optimizer import (
+    OptimizerConfig,
+    apply_gradients,
+    check_skipped,
+    make_optimizer,
+)
+from dreamjax.training.state import PriorState, ema_update, init_prior_state
+
+LOOKS = ("albedo", "shaded", "textureless")
+TEXTURELESS = LOOKS.index("textureless")
+DRAWS = ToyboxConfig(shading=ShadingConfig(shaded=2 / 3, textureless=1 / 2))
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftenConfig:
+    """How pictures are changed: ranges and half-widths of uniform draws.
+
+    `blur` is the width of a Gaussian and `shift` an offset, both in pixels; `zoom` a factor; `gain`
+    of all channels and `tint` of each are relative; `noise` is the largest standard deviation.
+    """
+
+    blur: tuple[float, float] = (0.3, 0.9)
+    zoom: tuple[float, float] = (0.85, 1.15)
+    shift: float = 2.0
+    gain: float = 0.15
+    tint: float = 0.06
+    noise: float = 0.06
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainProbeConfig:
+    """Everything about a training run; `pictures` to learn from, `fresh` ones to be measured on."""
+
+    seed: int = 0
+    pictures: int = 32768
+    fresh: int = 6144
+    steps: int = 4000
+    batch_size: int = 64
+    steps_per_dispatch: int = 10
+    ema_decay: float = 0.998
+    log_every: int = 50
+    checkpoint_every: int = 500
+    soften: SoftenConfig = SoftenConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+
+def run(config, workdir: str) -> None:
+    """Train, going on from the newest checkpoint in `workdir`, and write `probe.safetensors`.
+
+    The file's metadata and the output hold the accuracies on fresh renders.
+    """
+    settings = dict(config)
+    settings.pop("task")
+    c = build(TrainProbeConfig, settings)
+    workdir = check_workdir(workdir, config, harmless=("log_every",))
+    net = probes.make_config()
+    params = probes.Probe(net).init(
+        jax.random.key(c.seed), jnp.zeros((1, probes.SIZE, probes.SIZE, 3))
+    )["params"]
+    tx = make_optimizer(c.optimizer, c.steps)
+    state = init_prior_state(params, tx)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    state = checkpoints.restore_latest(state) or state
+
+    start = int(state.step)
+    if start < c.steps:
+        data = _drawn("probe", c.pictures)
+        state = _train(c, net, tx, state, data, checkpoints, workdir)
+    report = measure(net, state.ema, _drawn("probe_fresh", c.fresh), c)
+    report["training"] = {
+        "pictures": c.pictures,
+        "steps": c.steps,
+        "batch_size": c.batch_size,
+        "machine": platform.machine(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    probes.save(workdir / "probe.safetensors", probes.Shipped(net, state.ema, report))
+    print(table(report))
+    print(f"wrote {workdir / 'probe.safetensors'}")
+
+
+def _drawn(split: str, count: int) -> Labelled:
+    parts = []
+    with Progress(count, show=()) as bar:
+        bar.note(f"drawing {count} pictures ({split})")
+        for chunk in draw_chunks(split, count, probes.SIZE, DRAWS):
+            parts.append(chunk)
+            bar.update(sum(len(part.kind) for part in parts))
+    return Labelled(*(np.concatenate(leaves) for leaves in zip(*parts, strict=True)))
+
+
+def _train(c, net, tx, state: PriorState, data: Labelled, checkpoints, workdir) -> PriorState:
+    devices = parallel.devices_for(c.batch_size)
+    step_fn = parallel.pmap(parallel.scan(make_step(net, c, tx)), devices)
+    index = np.arange(c.batch_size, dtype=np.int32)
+    base_key = jax.random.key(c.seed)
+    start = int(state.step)
+    log = Log(workdir, start)
+    try:
+        with Interrupt() as interrupt, Progress(c.steps, start, ("loss", "grad_norm")) as bar:
+            for step in range(start, c.steps, c.steps_per_dispatch):
+                rows = np.stack(
+                    [
+                        np.random.default_rng([c.seed, step + i]).integers(
+                            len(data.kind), size=c.batch_size
+                        )
+                        for i in range(c.steps_per_dispatch)
+                    ]
+                )
+                batch = jax.tree.map(lambda leaf: leaf[rows], data)  # noqa: B023
+                batch = (np.broadcast_to(index, rows.shape), batch)
+                batch = parallel.split_batch(batch, devices, c.steps_per_dispatch)
+                state, metrics = step_fn(state, batch, base_key)
+                done = step + c.steps_per_dispatch
+                if done % c.log_every == 0:
+                    check_skipped(metrics, done)
+                    log.scalars(done, metrics)
+                bar.update(done, metrics)
+                if done % c.checkpoint_every == 0 or done == c.steps:
+                    checkpoints.save(done, state)
+                interrupt.check()
+    except KeyboardInterrupt:
+        checkpoints.save(int(state.step), state)
+        print(f"\nsaved at step {int(state.step)}; the same command goes on from there")
+        raise
+    finally:
+        log.close()
+    return state
+
+
+def soften(
+    key: Key[Array, ""], rgb: Float[Array, "s s 3"], c: SoftenConfig
+) -> Float[Array, "s s 3"]:
+    """A picture in [0, 1] blurred, zoomed, shifted, mirrored, tinted and with noise, at random."""
+    keys = jax.random.split(key, 9)
+    uniform = lambda i, low, high, shape=(): jax.random.uniform(  # noqa: E731
+        keys[i], shape, minval=low, maxval=high
+    )
+    size = rgb.shape[0]
+    places, middle = jnp.arange(size, dtype=jnp.float32), (size - 1) / 2
+    zoom, width = uniform(0, *c.zoom), uniform(1, *c.blur)
+    shift = uniform(2, -c.shift, c.shift, (2,))
+
+    def resampling(shift):
+        at = jnp.clip(middle + (places - middle) / zoom + shift, 0.0, size - 1.0)
+        weight = jnp.exp(-0.5 * jnp.square((places - at[:, None]) / width))
+        return weight / weight.sum(-1, keepdims=True)
+
+    down, across = resampling(shift[0]), resampling(shift[1])
+    across = jnp.where(jax.random.bernoulli(keys[3]), across[::-1], across)
+    rgb = jnp.einsum("ij,jkc,lk->ilc", down, rgb, across)
+    rgb = rgb * (1.0 + uniform(4, -c.gain, c.gain)) * (1.0 + uniform(5, -c.tint, c.tint, (3,)))
+    noise = uniform(6, 0.0, c.noise) * jax.random.normal(keys[7], rgb.shape)
+    return jnp.clip(rgb + noise, 0.0, 1.0)
+
+
+def make_step(net, c: TrainProbeConfig, tx):
+    """One step on one device's share of (indices, pictures); example i draws from its own key."""
+    two = jnp.asarray([has_second(kind) for kind in range(len(KINDS))])
+
+    def step(state: PriorState, batch: tuple[Int[Array, " b"], Labelled], base_key):
+        index, data = batch
+        step_key = jax.random.fold_in(base_key, state.step)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, index)
+        rgb = data.rgb.astype(jnp.float32) / 255.0
+        rgb = jax.vmap(lambda k, picture: soften(k, picture, c.soften))(keys, rgb)
+        colored = (data.look != TEXTURELESS).astype(jnp.float32)
+        truth = (data.kind, data.colors[:, 0], data.colors[:, 1], data.view)
+        weights = (1.0, colored, colored * two[data.kind], 1.0)
+
+        def loss_fn(params):
+            heads = probes.logits(net, params, rgb)
+            cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+            losses = [
+                jnp.mean(weight * cross_entropy(head, labels))
+                for head, labels, weight in zip(heads, truth, weights, strict=True)
+            ]
+            return sum(losses)
+
+        loss, grads = parallel.mean(jax.value_and_grad(loss_fn)(state.params))
+        params, opt_state, metrics = apply_gradients(tx, grads, loss, state.params, state.opt_state)
+        ema = ema_update(state.ema, params, c.ema_decay, state.step + 1)
+        return PriorState(state.step + 1, params, ema, opt_state), {"loss": loss, **metrics}
+
+    return step
+
+
+def measure(net, params, data: Labelled, c: TrainProbeConfig) -> dict:
+    """Counts [right, of] on `data` by look, on softened pictures of all looks, and by kind."""
+    truth = probes.Labels(data.kind, data.colors[:, 0], data.colors[:, 1], data.view)
+    # As the file will hold them: rounded to float16.
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float16).astype(jnp.float32), params)
+    probe = probes.Shipped(net, params, {})
+    keys = jax.random.split(jax.random.key(c.seed + 1), len(data.kind))
+    softened = jax.jit(jax.vmap(lambda k, picture: soften(k, picture / 255.0, c.soften)))
+    predicted = probes.read(data.rgb / np.float32(255.0), probe).labels
+    rough = probes.read(np.asarray(softened(keys, data.rgb.astype(np.float32))), probe).labels
+    colored = data.look != TEXTURELESS
+
+    def part(labels, rows):
+        pick = lambda group: probes.Labels(*(leaf[rows] for leaf in group))  # noqa: E731
+        return probes.score(pick(labels), pick(truth), colored[rows])
+
+    report = {name: part(predicted, data.look == look) for look, name in enumerate(LOOKS)}
+    report["softened"] = part(rough, np.ones(len(colored), bool))
+    report = {"looks": report, "kind_by_kind": {}, "view_by_kind": {}}
+    for kind, entry in enumerate(KINDS):
+        rows = data.kind == kind
+        report["kind_by_kind"][entry.name] = accuracy(predicted.kind, truth.kind, rows)
+        report["view_by_kind"][entry.name] = accuracy(predicted.view, truth.view, rows)
+    return report
+
+
+def table(report: dict) -> str:
+    """The accuracies by look as Markdown."""
+    heads = ("kind", "first", "second", "object", "view")
+    lines = ["| fresh renders | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for look, counts in report["looks"].items():
+        cells = [
+            f"{100 * counts[head][0] / counts[head][1]:.1f} % of {counts[head][1]}"
+            if counts[head][1]
+            else "-"
+            for head in heads
+        ]
+        lines.append(f"| {look} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)

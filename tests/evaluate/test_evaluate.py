@@ -1,0 +1,222 @@
+import json
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamjax.config import write_atomic
+from dreamjax.distill.step import init_scene
+from dreamjax.errors import UserError
+from dreamjax.evaluate import probe as probes
+from dreamjax.evaluate import tables, truth
+from dreamjax.evaluate.prompts import PROMPTS, parse
+from dreamjax.evaluate.scores import Count
+from dreamjax.nets.probe import Probe
+from dreamjax.nets.text import TextConfig
+from dreamjax.nets.unet import UNetConfig
+from dreamjax.priors import toybox as toybox_prior
+from dreamjax.scene.camera import CameraConfig, view_index
+from dreamjax.scene.shading import ShadingConfig
+from dreamjax.tasks import dream, evaluate
+from dreamjax.toybox.captions import MAX_WORDS, VIEWS, VOCABULARY
+from dreamjax.toybox.draw import is_held_out
+from dreamjax.toybox.kinds import KINDS
+from dreamjax.training.checkpoint import Checkpoints
+from dreamjax.training.optimizer import make_optimizer
+
+DREAM = {
+    "task": "dream",
+    "prompt": "a red mug",
+    "steps": 3,
+    "field": {"width": 8, "blocks": 1},
+    "render": {"samples": 8, "normal_samples": 2},
+}
+
+
+@pytest.fixture
+def probe():
+    """An untrained probe which says that it can tell the sides of all kinds but the ball apart."""
+    config = probes.make_config(channels=(8, 16), blocks=(0, 0), hidden=8)
+    blank = jnp.zeros((1, probes.SIZE, probes.SIZE, 3))
+    params = Probe(config).init(jax.random.key(0), blank)["params"]
+    views = {kind.name: [3 if kind.name == "ball" else 9, 10] for kind in KINDS}
+    return probes.Shipped(config, params, {"view_by_kind": views})
+
+
+def finish(run_dir, settings, step=None):
+    """Write what a finished run leaves, with an untrained field."""
+    run_dir.mkdir(parents=True)
+    write_atomic(run_dir / "config.json", json.dumps(settings))
+    c = dream.build(dream.DreamConfig, {k: v for k, v in settings.items() if k != "task"})
+    tx = make_optimizer(c.optimizer, c.steps)
+    state = init_scene(jax.random.key(1), dream.step_config(c), tx)
+    step = c.steps if step is None else step
+    Checkpoints(run_dir / "checkpoints").save(step, state._replace(step=jnp.int32(step)))
+    return state.params
+
+
+def test_cameras_see_the_view_that_was_asked_for():
+    views = jnp.arange(200) % 4
+    keys = jax.random.split(jax.random.key(0), 200)
+    see = jax.jit(jax.vmap(lambda k, v: truth.camera_seeing(k, v, CameraConfig())))
+    cameras = see(keys, views)
+    np.testing.assert_array_equal(view_index(cameras.azimuth, cameras.elevation), views)
+    assert len(np.unique(np.asarray(cameras.azimuth))) == 200
+
+
+def test_coloured_looks_keep_their_proportion():
+    # Of 100 pictures 40 show albedo, 36 are shaded and 24 textureless.
+    look = truth.colored(ShadingConfig(shaded=0.6, textureless=0.4))
+    assert look.textureless == 0.0 and look.shaded == pytest.approx(36 / 76)
+
+
+def test_random_captions_say_what_their_labels_say():
+    texts, labels = evaluate.random_captions(jax.random.key(3), 200)
+    for text, kind, first, second, view in zip(texts, *labels, strict=True):
+        assert parse(text) == (kind, first, second) and is_held_out(kind, first, second)
+        assert text.endswith(VIEWS[view]), (text, view)
+    assert len(set(zip(*labels, strict=True))) > 80
+
+
+def test_views_faces_and_geometry_are_counted(monkeypatch, probe):
+    # The eight views are 0 1 1 2 2 1 1 0. One back and one side look like fronts, the last front
+    # like something seen from above.
+    house = parse("a yellow house with a red roof")
+    seen = {
+        "colour": (
+            [house.kind] * 8,
+            [house.first] * 8,
+            [house.second] * 7 + [house.first],
+            [0, 1, 1, 0, 2, 1, 0, 3],
+        ),
+        "bare": ([house.kind, 0] * 4, [8] * 8, [8] * 8, [0] * 8),
+    }
+
+    def read(pictures, probe):
+        labels = probes.Labels(*map(np.array, seen["colour" if pictures.any() else "bare"]))
+        return SimpleNamespace(labels=labels)
+
+    monkeypatch.setattr(probes, "read", read)
+    counts, looks = evaluate.score_views(np.ones(8), np.zeros(8), house, probe)
+    assert counts == {
+        "kind": Count(8, 8),
+        "first": Count(8, 8),
+        "second": Count(7, 8),
+        "object": Count(7, 8),
+        "view": Count(5, 8),
+        "geometry": Count(4, 8),
+        "faces": Count(2, 6),
+    }
+    np.testing.assert_array_equal(looks, [[1, 0, 0, 1], [1, 3, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]])
+
+
+def row(name, held_out, tellable, kind, view):
+    counts = {head: Count(0, 0) for head in tables.HEADS}
+    ceiling = {**counts, "kind": Count(4, 4), "view": Count(3, 4)}
+    return tables.Score(name, held_out, tellable, {**counts, "kind": kind, "view": view}, ceiling)
+
+
+def test_totals_are_by_split_and_leave_out_views_that_nobody_can_tell():
+    rows = [
+        row("a", False, True, Count(3, 4), Count(2, 4)),
+        row("b", False, False, Count(4, 4), Count(1, 4)),
+        row("c", True, True, Count(1, 4), Count(4, 4)),
+    ]
+    trained = tables.sum_split("trained prompts", rows, False)
+    assert trained.counts["kind"] == Count(7, 8) and trained.counts["view"] == Count(2, 4)
+    assert trained.ceiling["kind"] == Count(8, 8) and trained.ceiling["view"] == Count(3, 4)
+    text = tables.totals([trained], tables.HEADS, "samples")
+    assert "| trained prompts: samples | 87.5 % (7/8) | - | - | - | 50.0 % (2/4) |" in text
+    assert "| trained prompts: ceiling | 100.0 % (8/8) | - | - | - | 75.0 % (3/4) |" in text
+    text = tables.details(rows, tables.HEADS, "samples")
+    assert "| b | 4/4 (4/4) | - | - | - | 1/4 (3/4) \\* |" in text
+    assert "| c (held out) | 1/4 (4/4) | - | - | - | 4/4 (3/4) |" in text
+
+
+def test_a_finished_run_is_loaded_and_an_unfinished_one_is_refused(tmp_path):
+    params = finish(tmp_path / "done", DREAM)
+    c, scene, loaded = dream.load_scene(tmp_path / "done")
+    assert c.prompt == "a red mug" and scene.field.width == 8
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    finish(tmp_path / "begun", DREAM, step=1)
+    with pytest.raises(UserError, match="not finished: step 1 of 3"):
+        dream.load_scene(tmp_path / "begun")
+    with pytest.raises(UserError, match="cannot read"):
+        dream.load_scene(tmp_path)
+
+
+def test_missing_dreams_are_made_and_others_left_alone(monkeypatch, tmp_path):
+    finish(tmp_path / "elsewhere", {**DREAM, "prompt": PROMPTS[0]})
+    finish(tmp_path / evaluate.slug(PROMPTS[1]), {**DREAM, "prompt": PROMPTS[1]}, step=1)
+    made = []
+    monkeypatch.setattr(dream, "run", lambda config, workdir: made.append((config, workdir)))
+    evaluate._run_missing(tmp_path, {**DREAM, "prompt": ""})
+    assert [config["prompt"] for config, _ in made] == list(PROMPTS[1:])
+    assert made[0][1] == str(tmp_path / "a_blue_car_with_a_white_top")
+    assert made[0][0] == {**DREAM, "prompt": PROMPTS[1]}
+
+
+def test_the_whole_task(tmp_path, probe, capsys):
+    probes.save(tmp_path / "probe.safetensors", probe)
+    unet = UNetConfig(channels=8, channel_mults=(1, 2), down_blocks=(1,), up_blocks=(1,))
+    unet = UNetConfig(**{**vars(unet), "middle_blocks": 1, "head_dim": 8, "text_dim": 16})
+    text = TextConfig(vocabulary_size=len(VOCABULARY), length=MAX_WORDS, dim=16, layers=1, heads=2)
+    prior = toybox_prior.ToyboxPrior(unet, text, VOCABULARY)
+    toybox_prior.save(tmp_path / "prior.safetensors", prior, prior.init(jax.random.key(0)))
+    dreams = tmp_path / "dreams"
+    finish(dreams / "a_red_mug", DREAM)
+    finish(dreams / "begun", DREAM, step=2)
+    (dreams / "other").mkdir()
+    (dreams / "other" / "config.json").write_text('{"task": "dream", "prompt": "a chair"}')
+    config = {
+        "task": "evaluate",
+        "weights": str(tmp_path / "prior.safetensors"),
+        "probe": str(tmp_path / "probe.safetensors"),
+        "samples": {"per_view": 1, "random": 8, "steps": 2},
+        "eval": {"dreams": str(dreams), "size": 32, "truths": 1},
+        "dream": {},
+    }
+    evaluate.run(config, str(tmp_path / "out"))
+    printed = capsys.readouterr().out
+    assert (tmp_path / "out" / "scores.md").read_text() in printed
+    assert "random held-out captions: ceiling" in printed
+    assert "begun is not finished: step 2 of 3" in printed
+    assert "other: no caption of the toybox with a colour: a chair" in printed
+    found = json.loads((tmp_path / "out" / "scores.json").read_text())
+    of = {row["name"]: row["counts"]["kind"][1] for row in found["samples"]}
+    assert of == {
+        "trained prompts": 40,
+        "held-out prompts": 40,
+        "random held-out captions": 8,
+        **dict.fromkeys(PROMPTS, 4),
+    }
+    (score,) = found["dreams"]
+    assert score["name"] == "a red mug" and score["held_out"]
+    assert {head: n for head, (_, n) in score["counts"].items()} == {
+        **dict.fromkeys(("kind", "first", "second", "object", "view", "geometry"), 8),
+        "faces": 6,
+    }
+    assert np.sum(found["views"]["dreams"], axis=1).tolist() == [2, 4, 2, 0]
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"eval": {"dreams": "/nowhere/dreams"}}, "eval.dreams is /nowhere/dreams"),
+        ({"eval": {"elevation": 75.0}}, "eval.elevation is 75"),
+        ({"probe": "/nowhere/probe.safetensors"}, "cannot read the probe"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_written(tmp_path, probe, change, says):
+    probes.save(tmp_path / "probe.safetensors", probe)
+    config = {
+        "task": "evaluate",
+        "probe": str(tmp_path / "probe.safetensors"),
+        "samples": {"per_view": 0, "random": 0},
+        "dream": {},
+    }
+    with pytest.raises(UserError, match=says):
+        evaluate.run({**config, **change}, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

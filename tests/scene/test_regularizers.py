@@ -1,0 +1,44 @@
+"""The penalties against float64 NumPy, and which of their arguments they move."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreamjax.scene.regularizers import opacity_loss, orientation
+
+RNG = np.random.default_rng(2)
+WEIGHTS = RNG.uniform(size=(7, 5))
+NORMAL = RNG.normal(size=(7, 5, 3))
+DIRECTION = RNG.normal(size=(7, 3))
+
+
+def test_orientation_against_numpy():
+    expected = np.zeros(7)
+    for r in range(7):
+        for i in range(5):
+            expected[r] += WEIGHTS[r, i] * max(0.0, float(NORMAL[r, i] @ DIRECTION[r])) ** 2
+    found = orientation(*map(jnp.float32, (WEIGHTS, NORMAL, DIRECTION)))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_orientation_moves_normals_and_not_weights():
+    def total(weights, normal):
+        return jnp.sum(orientation(weights, normal, jnp.float32(DIRECTION)))
+
+    args = jnp.float32(WEIGHTS), jnp.float32(NORMAL)
+    weights_gradient, normal_gradient = jax.grad(total, argnums=(0, 1))(*args)
+    np.testing.assert_array_equal(weights_gradient, 0.0)
+    assert np.abs(normal_gradient).max() > 0.1
+
+
+def test_normals_that_face_the_camera_cost_nothing():
+    direction = jnp.array([0.0, 0.0, -1.0])
+    assert orientation(jnp.ones(1), jnp.array([[0.0, 0.0, 1.0]]), direction) == 0.0
+    assert orientation(jnp.ones(1), jnp.array([[0.0, 0.0, -1.0]]), direction) == 1.0
+
+
+def test_opacity_against_numpy():
+    opacity = np.linspace(0, 1, 11)
+    expected = np.sqrt(opacity**2 + 0.01)
+    np.testing.assert_allclose(opacity_loss(jnp.float32(opacity)), expected, rtol=1e-6)
+    assert jax.grad(opacity_loss)(0.0) == 0.0

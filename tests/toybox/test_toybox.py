@@ -1,0 +1,119 @@
+"""Kinds, captions, draws and pictures of the toybox."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamjax.scene.background import Backdrop
+from dreamjax.scene.camera import VIEW_WORDS, orbit
+from dreamjax.scene.shading import Shading
+from dreamjax.toybox import captions, draw
+from dreamjax.toybox.kinds import COLORS, KINDS
+from dreamjax.toybox.primitives import ellipsoid, pack, signed_distance
+from dreamjax.toybox.render import render
+
+SIZE = 24
+
+
+@pytest.fixture(scope="module")
+def examples():
+    """Draws of all three splits, 64 each, from one compiled program."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(5), jnp.arange(64))
+    drawer = jax.jit(
+        lambda split: jax.lax.map(lambda key: draw.draw_example(key, SIZE, split), keys)
+    )
+    return {split: jax.device_get(drawer(split)) for split in (draw.TRAIN, draw.HELD_OUT)}
+
+
+@pytest.mark.parametrize("kind", range(len(KINDS)), ids=[kind.name for kind in KINDS])
+def test_objects_fit_the_unit_sphere_and_are_not_empty(kind):
+    grid = np.stack(np.meshgrid(*[np.linspace(-1.2, 1.2, 41)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    shape = draw.build_shape(jax.random.key(kind), jnp.int32(kind))
+    d, _ = jax.jit(signed_distance)(shape, tuple(jnp.asarray(grid.T, jnp.float32)))
+    inside = np.asarray(d) < 0
+    assert inside.sum() > 100
+    assert np.linalg.norm(grid[inside], axis=1).max() <= 1.0
+
+
+def test_a_ball_has_its_closed_form_silhouette_depth_and_normals():
+    shape, radius, distance, focal = pack([ellipsoid((0, 0, 0), (0.6,) * 3, 0)]), 0.6, 3.0, 1.3
+    camera = orbit(30.0, 20.0, distance, focal)
+    light = Shading(camera.position, jnp.float32(0.2), jnp.float32(0.8), jnp.float32(0.0))
+    backdrop = Backdrop(jnp.zeros(3), jnp.zeros(3))
+    picture = jax.jit(lambda: render(shape, jnp.ones((7, 3)), camera, light, backdrop, 64))()
+    seen_radius = focal * radius / np.sqrt(distance**2 - radius**2)
+    assert picture.mask.mean() == pytest.approx(np.pi * seen_radius**2, rel=0.01)
+    middle = picture.depth[31:33, 31:33].mean()
+    assert middle == pytest.approx(distance - radius, abs=2e-3)
+    towards = np.asarray(camera.position) / distance
+    np.testing.assert_allclose(picture.normal[31:33, 31:33].mean((0, 1)), towards, atol=2e-2)
+    # The light is at the camera: full in the middle, ambient alone at the rim.
+    assert picture.rgb[32, 32, 0] == pytest.approx(1.0, abs=5e-3)
+
+
+def test_pictures_agree_with_their_ground_truth(examples):
+    picture = examples[draw.TRAIN].picture
+    solid = picture.mask == 1.0
+    assert 0.03 < picture.mask.mean() < 0.6
+    lengths = np.linalg.norm(picture.normal[solid], axis=-1)
+    np.testing.assert_allclose(lengths, 1.0, atol=1e-4)
+    assert (picture.depth[solid] > 1.5).all() and (picture.depth[picture.mask == 0] == 0).all()
+    plain = examples[draw.TRAIN].look == 0
+    shown, albedo = picture.rgb[plain][solid[plain]], picture.albedo[plain][solid[plain]]
+    np.testing.assert_allclose(shown, albedo, atol=1e-5)
+
+
+def test_a_draw_depends_on_its_key_alone(examples):
+    key = jax.random.fold_in(jax.random.key(5), 7)
+    again = jax.jit(lambda k: draw.draw_example(k, SIZE, draw.TRAIN))(key)
+    np.testing.assert_allclose(again.picture.rgb, examples[draw.TRAIN].picture.rgb[7], atol=1e-5)
+    np.testing.assert_array_equal(again.tokens, examples[draw.TRAIN].tokens[7])
+
+
+def test_held_out_combinations_are_disjoint_and_one_in_ten(examples):
+    def combinations(split):
+        e = examples[split]
+        return {(int(k), *map(int, c)) for k, c in zip(e.kind, e.colors, strict=True)}
+
+    assert not combinations(draw.TRAIN) & combinations(draw.HELD_OUT)
+    assert all(draw.is_held_out(*c) for c in combinations(draw.HELD_OUT))
+    possible = [tuple(c) for c in np.argwhere(draw.combination_weights(draw.ALL) > 0)]
+    share = np.mean([draw.is_held_out(*map(int, c)) for c in possible])
+    assert 0.07 < share < 0.13
+    trained, held = (draw.combination_weights(s) > 0 for s in (draw.TRAIN, draw.HELD_OUT))
+    assert not (trained & held).any() and (trained | held).sum() == len(possible)
+
+
+def test_captions_name_what_is_shown(examples):
+    for split in examples:
+        e = examples[split]
+        for i in range(len(e.kind)):
+            text = captions.text_of(e.tokens[i]).split()
+            assert set(KINDS[e.kind[i]].name.replace(" on ", " ").split()) <= set(text)
+            named = {COLORS_LIST[c] for c in e.colors[i]}
+            # The duck's beak and the rest are colour words only as colours.
+            assert set(text) & set(COLORS) <= named
+            if e.look[i] == 2:
+                assert not set(text) & set(COLORS)
+            view = VIEW_WORDS[e.view[i]]
+            wrong = set(VIEW_WORDS) - {view}
+            assert not wrong & set(text)
+
+
+COLORS_LIST = list(COLORS)
+
+
+def test_tokenise_round_trip_and_errors():
+    text = "an orange ball on a blue cube, side view."
+    assert captions.text_of(captions.tokenise(text)) == "a orange ball on a blue cube side view"
+    with pytest.raises(KeyError):
+        captions.tokenise("a red dragon")
+    with pytest.raises(ValueError, match="at most 24"):
+        captions.tokenise("red " * 25)
+
+
+def test_every_phrase_fits_and_has_words():
+    longest = np.sum(captions._PHRASE_TABLE != 0, axis=-1)
+    assert longest.min() >= 2
+    assert longest.max() + 4 + 4 <= captions.MAX_WORDS
