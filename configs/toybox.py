@@ -9,8 +9,11 @@
 from ml_collections import config_dict
 
 
+def group(**values) -> config_dict.ConfigDict:
+    return config_dict.ConfigDict(values)
+
+
 def get_config() -> config_dict.ConfigDict:
-    """The values that people override on the command line."""
     config = config_dict.ConfigDict()
     config.task = "dream"
     config.prompt = ""
@@ -18,29 +21,57 @@ def get_config() -> config_dict.ConfigDict:
     config.seed = 0
     config.steps = 400
     config.batch_views = 4
+    config.steps_per_dispatch = 1
     config.prior = "toybox"
-    config.weights = ""
-    config.guidance_scale = 20.0
-    config.t_range = (0.02, 0.98)
-    config.t_range_end = (0.02, 0.6)
-    config.render_size = ((0.0, 32),)
-    config.albedo_steps = 100
-    config.field = config_dict.ConfigDict(dict(width=64, blocks=2, max_deg=6))
-    config.encoding = config_dict.ConfigDict(dict(variance=(5e-2, 2e-3), ramp_steps=300))
-    config.render = config_dict.ConfigDict(dict(samples=32, normal_samples=4, chunk=1024))
-    config.camera = config_dict.ConfigDict(dict(distance=(2.8, 3.4), focal=(1.2, 1.4)))
-    config.light = config_dict.ConfigDict(dict(distance=(2.5, 4.0), spread=0.7))
-    config.shading = config_dict.ConfigDict(
-        dict(ambient=0.3, diffuse=0.7, shaded=0.75, textureless=0.2)
+    config.weights = ""  # a safetensors file; empty: the prior that ships with the package
+    config.guidance_scale = 20.0  # eps_uncond + s (eps_cond - eps_uncond)
+    config.t_range = (0.02, 0.98)  # fractions of T, at the first step ...
+    config.t_range_end = (0.02, 0.6)  # ... and at the last, linear in between
+    config.weighting = "sigma_squared"
+    config.render_size = ((0.0, 32),)  # (from this share of the run, pixels)
+    config.albedo_steps = 100  # without light at first
+    config.mlp_background = False  # random backdrops instead
+    config.field = group(
+        width=64,
+        blocks=2,
+        min_deg=0,
+        max_deg=6,
+        blob_strength=5.0,
+        blob_width=0.2,
+        density_bias=-1.0,
+        dtype="float32",
     )
-    config.loss = config_dict.ConfigDict(
-        dict(orientation=(1e-3, 1e-1), opacity=(1e-3, 1e-1), ramp_steps=300)
+    config.encoding = group(variance=(5e-2, 2e-3), ramp_steps=300)
+    config.render = group(samples=32, normal_samples=4, radius=1.0, frustum=False, chunk=1024)
+    config.camera = group(
+        distance=(2.8, 3.4),
+        elevation=(-10.0, 80.0),
+        area_uniform=0.5,
+        focal=(1.2, 1.4),
+        jitter_position=0.05,
+        jitter_look_at=0.02,
+        jitter_up=0.02,
     )
-    config.optimizer = config_dict.ConfigDict(
-        dict(learning_rate=4e-3, final_learning_rate=5e-4, warmup_steps=20, b2=0.99, eps=1e-10)
+    config.light = group(distance=(2.5, 4.0), spread=0.7)
+    config.shading = group(ambient=0.3, diffuse=0.7, shaded=0.75, textureless=0.2)
+    config.loss = group(orientation=(1e-3, 1e-1), opacity=(1e-3, 1e-1), ramp_steps=300)
+    config.optimizer = group(
+        learning_rate=4e-3,
+        final_learning_rate=5e-4,
+        warmup_steps=20,
+        b1=0.9,
+        b2=0.99,
+        eps=1e-10,
+        clip_norm=0.0,
+        weight_decay=0.0,
     )
-    config.export = config_dict.ConfigDict(
-        dict(views_size=96, views_every=50, video_frames=60, video_size=128)
+    config.export = group(
+        views_size=96,
+        preview_size=48,
+        views_every=50,
+        video_frames=60,
+        video_size=128,
+        mesh=group(resolution=128, max_faces=40_000, min_part=0.02),
     )
     config.checkpoint_every = 100
     config.log_every = 10

@@ -2,8 +2,8 @@
 
     python -m dreamjax.main --config=configs/toybox_prior.py --workdir=runs/prior
 
-Draws 65,536 pictures once (about 8 minutes on two cores), then trains at about 100 pictures a second
-on two cores. `scripts/train_toybox_prior` wraps this.
+Draws 65,536 pictures once (about 8 minutes on two cores), then trains at about 100 pictures a
+second on two cores. `scripts/train_toybox_prior` wraps this.
 """
 
 from ml_collections import config_dict
@@ -19,7 +19,7 @@ def get_config() -> config_dict.ConfigDict:
     config.caption_dropout = 0.1
     config.ema_decay = 0.999
     config.warm_start = ""
-    # On a CPU XLA runs convolutions inside a loop on one core: 1 is 4 times as fast as 10 there.
+    # On a CPU a training step runs ten times slower inside XLA's loop; on accelerators take 10.
     config.steps_per_dispatch = 1
     config.log_every = 50
     config.eval_every = 500
@@ -28,7 +28,9 @@ def get_config() -> config_dict.ConfigDict:
     config.data = config_dict.ConfigDict(
         dict(size=32, dir="~/.cache/dreamjax", counts=(65536, 2048, 2048), on_device=False)
     )
-    config.unet = config_dict.ConfigDict(dict(channels=32, channel_mults=(1, 4, 8), middle_blocks=2, dtype="float32"))
+    config.unet = config_dict.ConfigDict(
+        dict(channels=32, channel_mults=(1, 4, 8), middle_blocks=2, dtype="float32")
+    )
     config.optimizer = config_dict.ConfigDict(
         dict(
             learning_rate=8e-4,

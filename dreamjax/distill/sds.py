@@ -83,9 +83,7 @@ class SdsParams(NamedTuple):
     null: Text
 
 
-def sds_params(
-    prior: Prior, params: PyTree, prompt: str, negative_prompt: str = ""
-) -> SdsParams:
+def sds_params(prior: Prior, params: PyTree, prompt: str, negative_prompt: str = "") -> SdsParams:
     """Parameters for the objective: the prior's and its text for a prompt; runs on the host."""
     return SdsParams(params, *embed_views(prior, params, prompt, negative_prompt))
 

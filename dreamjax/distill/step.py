@@ -53,7 +53,7 @@ class EncodingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class StepConfig:
-    """The scene and how it is looked at; `mlp_background` learns one instead of drawing backdrops."""
+    """The scene and how it is seen; `mlp_background` learns one instead of drawing backdrops."""
 
     field: FieldConfig = FieldConfig()
     encoding: EncodingConfig = EncodingConfig()

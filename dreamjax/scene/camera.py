@@ -1,8 +1,8 @@
 """Cameras on a sphere around the object.
 
-World: right-handed, z up. Azimuth 0 is +x (the object's front) and grows counter-clockwise seen from
-above; elevation 0 is the horizon and 90 straight above. All angles are degrees, all lengths scene
-units. Everything here is one camera; batch with `jax.vmap`.
+World: right-handed, z up. Azimuth 0 is +x (the object's front) and grows counter-clockwise seen
+from above; elevation 0 is the horizon and 90 straight above. All angles are degrees, all lengths
+scene units. Everything here is one camera; batch with `jax.vmap`.
 """
 
 import dataclasses
@@ -87,7 +87,7 @@ def orbit(azimuth: float, elevation: float, distance: float, focal: float) -> Ca
 
 
 def sample_camera(key: Key[Array, ""], config: CameraConfig) -> Camera:
-    """One random camera; its view word is that of the angles it was aimed from, before the jitter."""
+    """One random camera; azimuth and elevation are those it was aimed from, before the jitter."""
     keys = jax.random.split(key, 8)
     azimuth = jax.random.uniform(keys[0], (), minval=-180.0, maxval=180.0)
     low, high = config.elevation
@@ -97,9 +97,7 @@ def sample_camera(key: Key[Array, ""], config: CameraConfig) -> Camera:
         jnp.arcsin(jax.random.uniform(keys[1], (), minval=sin_low, maxval=sin_high))
     )
     elevation = jnp.where(jax.random.bernoulli(keys[2], config.area_uniform), by_area, by_angle)
-    distance = jax.random.uniform(
-        keys[3], (), minval=config.distance[0], maxval=config.distance[1]
-    )
+    distance = jax.random.uniform(keys[3], (), minval=config.distance[0], maxval=config.distance[1])
     focal = jax.random.uniform(keys[4], (), minval=config.focal[0], maxval=config.focal[1])
     camera = orbit(azimuth, elevation, distance, focal)
     position = camera.position + config.jitter_position * jax.random.uniform(
@@ -111,7 +109,7 @@ def sample_camera(key: Key[Array, ""], config: CameraConfig) -> Camera:
 
 
 def view_index(azimuth: Float[Array, "*b"], elevation: Float[Array, "*b"]) -> Int[Array, "*b"]:
-    """Index into `VIEW_WORDS`: overhead above 60 degrees, else front or back within 45, else side."""
+    """Index into `VIEW_WORDS`: overhead above 60 degrees, front or back within 45, else side."""
     off_front = jnp.abs(jnp.mod(jnp.asarray(azimuth) + 180.0, 360.0) - 180.0)
     around = jnp.where(off_front <= HALF_VIEW, 0, jnp.where(off_front >= 180.0 - HALF_VIEW, 2, 1))
     return jnp.where(jnp.asarray(elevation) > OVERHEAD_ELEVATION, 3, around).astype(jnp.int32)

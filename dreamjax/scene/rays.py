@@ -10,7 +10,7 @@ from dreamjax.scene.camera import Camera
 
 
 class Rays(NamedTuple):
-    """Rays in world space: `direction` is of unit length, `radius` is the cone's at unit distance."""
+    """Rays in world space: `direction` has unit length, `radius` is the cone's at distance 1."""
 
     origin: Float[Array, "*batch 3"]
     direction: Float[Array, "*batch 3"]

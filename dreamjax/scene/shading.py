@@ -10,7 +10,9 @@ from jaxtyping import Array, Float, Key
 
 @dataclasses.dataclass(frozen=True)
 class LightConfig:
-    """Where the light is: direction N(camera direction, `spread`^2 I), distance uniform, in scene units."""
+    """Where the light is: direction N(camera direction, `spread`^2 I), distance uniform, in scene
+    units.
+    """
 
     distance: tuple[float, float] = (2.5, 4.0)
     spread: float = 0.7
@@ -75,7 +77,7 @@ def lambertian(
     point: Float[Array, "*b 3"],
     shading: Shading,
 ) -> Float[Array, "*b 3"]:
-    """Colour in [0, 1] of surface points under one light: albedo (ambient + diffuse max(0, n.l))."""
+    """Colour of surface points under one light: albedo (ambient + diffuse max(0, n.l))."""
     to_light = shading.light_position - point
     to_light = to_light / jnp.maximum(jnp.linalg.norm(to_light, axis=-1, keepdims=True), 1e-6)
     cosine = jnp.maximum(jnp.sum(normal * to_light, axis=-1, keepdims=True), 0.0)

@@ -58,8 +58,10 @@ class ExportConfig:
 class DreamConfig:
     """Everything about a run.
 
-    `render_size` is (first share of the run, pixels) pairs: ((0.0, 32), (0.7, 64)) renders 32 pixels
-    and from 70 % of the steps on 64. `albedo_steps` come first and show albedo alone, without light.
+    `render_size` is (first share of the run, pixels) pairs: ((0.0, 32), (0.7, 64)) renders 32
+    pixels
+    and from 70 % of the steps on 64. `albedo_steps` come first and show albedo alone, without
+    light.
     """
 
     prompt: str
@@ -116,8 +118,8 @@ def phases(c: DreamConfig) -> list[Phase]:
     cuts = sorted({*sizes, min(c.albedo_steps, c.steps), c.steps})
     if any(cut % c.steps_per_dispatch for cut in cuts):
         raise UserError(
-            f"steps, albedo_steps and the cuts of render_size fall at {cuts}: expected multiples of "
-            f"steps_per_dispatch, {c.steps_per_dispatch}"
+            f"steps, albedo_steps and the cuts of render_size fall at {cuts}: expected multiples "
+            f"of steps_per_dispatch, {c.steps_per_dispatch}"
         )
     found = []
     for start, stop in zip(cuts, cuts[1:], strict=False):
@@ -126,7 +128,8 @@ def phases(c: DreamConfig) -> list[Phase]:
     return found
 
 
-def step_config(c: DreamConfig) -> StepConfig:
+def step_config(c: DreamConfig) ->
+StepConfig:
     """The part of the config that the step is closed over."""
     names = [f.name for f in dataclasses.fields(StepConfig)]
     return StepConfig(**{name: getattr(c, name) for name in names})
@@ -139,6 +142,9 @@ def run(config, workdir: str) -> None:
     settings.pop("eval", None)
     c = build(DreamConfig, settings)
     cuts = phases(c)
+    if c.prior != "toybox":
+        raise UserError(f"prior is {c.prior!r}: the only one so far is 'toybox'")
+    devices = parallel.devices_for(c.batch_views)
     prior, prior_params = toybox_prior.load(Path(c.weights).expanduser() if c.weights else None)
     sds = SdsConfig(c.guidance_scale, c.t_range, c.t_range_end, c.weighting)
     objective = make_sds(prior, sds, c.steps)
@@ -154,7 +160,6 @@ def run(config, workdir: str) -> None:
     state = checkpoints.restore_latest(state) or state
     start = int(state.step)
 
-    devices = parallel.devices_for(c.batch_views)
     index = parallel.split_indices(c.batch_views, devices)
     state, objective_params, base_key = parallel.replicate(
         (state, objective_params, base_key), devices

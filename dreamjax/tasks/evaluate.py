@@ -416,8 +416,8 @@ def samples_page(c: SamplesConfig, scores: list[Score], rows: list[Score]) -> st
     intro = f"""
         Guidance {c.guidance_scale:g}, {c.steps} DDIM steps; {c.per_view} samples for each of the
         {len(PROMPTS)} prompts and {len(VIEW_WORDS)} view words, and one for each of {c.random}
-        random captions. The ceiling is the probe's score on ground-truth renders of the same objects
-        and views. The totals of views are over kinds whose sides differ."""
+        random captions. The ceiling is the probe's score on ground-truth renders of the same
+        objects and views. The totals of views are over kinds whose sides differ."""
     page = ["### Samples of the prior", _filled(intro), totals(scores, HEADS, "samples")]
     if rows:
         page.append(details(rows, HEADS, "samples"))

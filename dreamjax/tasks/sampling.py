@@ -17,9 +17,7 @@ CHUNK = 32
 @partial(jax.jit, static_argnames=("prior", "size", "guidance_scale", "steps"))
 def _sample(prior, params, text, null, key, size, guidance_scale, steps):
     count = text.tokens.shape[0]
-    both = jax.tree.map(
-        lambda a, b: jnp.concatenate([a, jnp.broadcast_to(b, a.shape)]), text, null
-    )
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, jnp.broadcast_to(b, a.shape)]), text, null)
 
     def predict(x_t, t):
         x_t, t = jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t])

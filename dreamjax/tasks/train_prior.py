@@ -1,6 +1,7 @@
 """`task = train_prior`: train the text-conditional UNet and its text encoder on the toybox.
 
-The loss is v-prediction's mean square (arXiv 2202.00512) at t uniform in 0..T-1; captions are dropped
+The loss is v-prediction's mean square (arXiv 2202.00512) at t uniform in 0..T-1; captions are
+dropped
 for classifier-free guidance. Batches come from the data set on disk, or, with `data.on_device`,
 straight from the renderer inside the step.
 """
@@ -83,7 +84,7 @@ class Batch(NamedTuple):
 
 
 def run(config, workdir: str) -> None:
-    """Train, from the newest checkpoint in `workdir` if there is one, and write `prior.safetensors`."""
+    """Train, from the newest checkpoint in `workdir` on, and write `prior.safetensors`."""
     settings = dict(config)
     settings.pop("task")
     c = build(TrainPriorConfig, settings)
@@ -205,9 +206,7 @@ def make_step(prior, c: TrainPriorConfig, tx):
             return jnp.mean(v_loss(predict, prior.schedule, x_0, t, eps))
 
         loss, grads = parallel.mean(jax.value_and_grad(loss_fn)(state.params))
-        params, opt_state, metrics = apply_gradients(
-            tx, grads, loss, state.params, state.opt_state
-        )
+        params, opt_state, metrics = apply_gradients(tx, grads, loss, state.params, state.opt_state)
         ema = ema_update(state.ema, params, c.ema_decay, state.step + 1)
         return PriorState(state.step + 1, params, ema, opt_state), {"loss": loss, **metrics}
 
@@ -243,7 +242,9 @@ def _evaluator(prior, c: TrainPriorConfig):
                 np.mean(
                     [
                         chunk_loss(params, rows.rgb[i : i + chunk], rows.tokens[i : i + chunk], i)
-                        for i in range(0, min(c.eval_examples, len(rows.rgb)) // chunk * chunk, chunk)
+                        for i in range(
+                            0, min(c.eval_examples, len(rows.rgb)) // chunk * chunk, chunk
+                        )
                     ]
                 )
             )

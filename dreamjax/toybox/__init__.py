@@ -1,1 +1,1 @@
-"""A procedural, captioned 3D world with exact ground truth, which the shipped prior is trained on."""
+"""A procedural, captioned 3D world with exact ground truth, for the shipped prior."""

@@ -41,7 +41,7 @@ COMBINATIONS = {
 
 
 class Labelled(NamedTuple):
-    """Pictures with captions and labels; `rgb` is uint8 `[N, S, S, 3]`, the rest as in `Example`."""
+    """Pictures with captions and labels: uint8 `rgb` [N, S, S, 3], the rest as in `Example`."""
 
     rgb: np.ndarray
     tokens: np.ndarray
@@ -155,5 +155,8 @@ def load(data_dir: str, split: str, size: int, counts: tuple[int, int, int]) -> 
     source = builder.as_data_source(split=split)
     rows = [source[i] for i in range(len(source))]
     return Labelled(
-        *(np.stack([row["image" if name == "rgb" else name] for row in rows]) for name in Labelled._fields)
+        *(
+            np.stack([row["image" if name == "rgb" else name] for row in rows])
+            for name in Labelled._fields
+        )
     )

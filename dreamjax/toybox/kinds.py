@@ -1,7 +1,7 @@
-"""The kinds of objects: how each is built, which of its parts are coloured, and what they are called.
+"""The kinds of objects: how each is built, which parts are coloured, and what they are called.
 
-Every object faces +x, stands on its base along z and fits inside the unit sphere. Parts 0 and 1 take
-the colours that the caption may name; parts 2 and up have the fixed colours of `FIXED`. To add a
+Every object faces +x, stands along z and fits inside the unit sphere. Parts 0 and 1 take the
+colours that the caption may name; parts 2 and up have the fixed colours of `FIXED`. To add a
 kind, write a builder and add it to `KINDS`; captions, held-out rule and probe follow.
 """
 

@@ -1,8 +1,8 @@
 """Signed-distance primitives, and a fixed-size table of them that makes every object one pytree.
 
 Four families cover the six shapes one models with: a capsule is a rounded box without extent in two
-axes, a cylinder a cone with equal ends. Points are three separate arrays `x, y, z`, because on a CPU
-XLA vectorises along the last axis and an axis of length three starves it.
+axes, a cylinder a cone with equal ends. Points are three separate arrays `x, y, z`, because on a
+CPU XLA vectorises along the last axis and an axis of length three starves it.
 """
 
 from collections.abc import Sequence
@@ -175,8 +175,8 @@ def pack(primitives: Sequence[Primitive]) -> Shape:
 def signed_distance(shape: Shape, point: Point) -> tuple[Float[Array, "*n"], Int[Array, "*n"]]:
     """Distance to the object (negative inside) and the part that is nearest, of points `(x, y, z)`.
 
-    Without `vmap` over objects only the real primitives are evaluated, each as its own family; under
-    `vmap` XLA evaluates every family for every row and selects.
+    Without `vmap` over objects only the real primitives are evaluated, each as its own family;
+    under `vmap` XLA evaluates every family for every row and selects.
     """
     x, y, z = point
 

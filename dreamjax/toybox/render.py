@@ -18,7 +18,7 @@ SURFACE = 0.02
 
 
 class Picture(NamedTuple):
-    """What a camera sees of an object. Depth is the distance along the ray, 0 where nothing is hit."""
+    """What a camera sees of an object; depth is along the ray, 0 where nothing is hit."""
 
     rgb: Float[Array, "*b h w 3"]
     albedo: Float[Array, "*b h w 3"]
@@ -40,7 +40,7 @@ def render(
     size: int,
     supersample: int = 2,
 ) -> Picture:
-    """Trace one object; every pixel is the mean of `supersample`^2 rays (normals made unit again)."""
+    """Trace one object; a pixel is the mean of `supersample`^2 rays, its normal unit again."""
     fine = size * supersample
     rays = camera_rays(camera, fine)
     origin, direction = rays.origin.reshape(-1, 3), rays.direction.reshape(-1, 3)

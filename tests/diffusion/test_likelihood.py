@@ -183,9 +183,9 @@ def test_bound_is_just_above_the_true_likelihood():
     # Each transition's expectation over data and noise, eps_hat being the conditional mean of eps.
     beta, alpha_bar, small = schedule.betas, schedule.alpha_bar, schedule.posterior_variance
     error = 1 - (1 - alpha_bar) / (alpha_bar * variance + 1 - alpha_bar)
-    expected = 0.5 * (
-        beta / ((1 - beta) * (1 - alpha_bar)) * error + small / beta - 1
-    )[1:] - 0.5 * np.log(small[1:] / beta[1:])
+    expected = 0.5 * (beta / ((1 - beta) * (1 - alpha_bar)) * error + small / beta - 1)[
+        1:
+    ] - 0.5 * np.log(small[1:] / beta[1:])
     np.testing.assert_allclose(bound.terms.mean(0)[1:], expected, rtol=0.15, atol=1e-5)
 
     # The smaller variance suits data that fill the space badly: a bound still, but a loose one.

@@ -118,8 +118,10 @@ def test_reverse(case):
     for clip in (False, True):
         used = np.clip(x_0_hat, -1, 1) if clip else x_0_hat
         mean, var, log_var = process.reverse(
-            schedule, *map(jnp.asarray, (np.float32(x_t), t, np.float32(eps_hat))),
-            schedule.large_log_variance, clip,
+            schedule,
+            *map(jnp.asarray, (np.float32(x_t), t, np.float32(eps_hat))),
+            schedule.large_log_variance,
+            clip,
         )
         if not clip:  # DDPM eq. 11
             expected = (x_t - betas / sigma * eps_hat) / np.sqrt(alphas)

@@ -54,9 +54,7 @@ def test_against_float64(steps, eta, clip, jit):
     schedule, key, shape = linear(100, 1e-3, 0.1), jax.random.key(5), (6, 3)
     ts = spaced_steps(100, steps) if isinstance(steps, int) else np.array(steps)
     start, noise_key = jax.random.split(key)
-    noise = {
-        t: np.float64(jax.random.normal(jax.random.fold_in(noise_key, t), shape)) for t in ts
-    }
+    noise = {t: np.float64(jax.random.normal(jax.random.fold_in(noise_key, t), shape)) for t in ts}
     x_T = np.asarray(jax.random.normal(start, shape), np.float64)
     expected = reference(schedule, x_T, noise, ts, eta, clip)
 

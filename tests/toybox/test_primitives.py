@@ -85,9 +85,14 @@ def test_cut_takes_away_what_is_below():
 
 
 def test_moved_scales_and_shifts(points):
-    prims = [P.ellipsoid((0.1, 0, 0), (0.3, 0.2, 0.4), 0, cut=-0.1), P.torus((0, 0, 0), 0.4, 0.1, 0)]
+    prims = [
+        P.ellipsoid((0.1, 0, 0), (0.3, 0.2, 0.4), 0, cut=-0.1),
+        P.torus((0, 0, 0), 0.4, 0.1, 0),
+    ]
     plain, _ = distance(prims, points)
-    moved, _ = distance([p.moved(0.5, (0.1, 0.2, 0.3)) for p in prims], 0.5 * points + [0.1, 0.2, 0.3])
+    moved, _ = distance(
+        [p.moved(0.5, (0.1, 0.2, 0.3)) for p in prims], 0.5 * points + [0.1, 0.2, 0.3]
+    )
     np.testing.assert_allclose(moved, 0.5 * plain, atol=5e-6)
 
 

@@ -28,7 +28,9 @@ def examples():
 
 @pytest.mark.parametrize("kind", range(len(KINDS)), ids=[kind.name for kind in KINDS])
 def test_objects_fit_the_unit_sphere_and_are_not_empty(kind):
-    grid = np.stack(np.meshgrid(*[np.linspace(-1.2, 1.2, 41)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    grid = np.stack(np.meshgrid(*[np.linspace(-1.2, 1.2, 41)] * 3, indexing="ij"), -1).reshape(
+        -1, 3
+    )
     shape = draw.build_shape(jax.random.key(kind), jnp.int32(kind))
     d, _ = jax.jit(signed_distance)(shape, tuple(jnp.asarray(grid.T, jnp.float32)))
     inside = np.asarray(d) < 0

@@ -1,0 +1,81 @@
+"""DreamFusion's set-up (arXiv 2209.14988): one view a chip on a TPU v4-8.
+
+    python -m dreamjax.main --config=configs/tpu_v4.py \
+        --config.prompt="a red mushroom with a white stem" --workdir=runs/mushroom
+
+Starts on any machine; without `weights` it asks the prior that ships with the package. Two things
+are
+not the paper's yet: the prior (Imagen is not public) and the optimiser (Shampoo; here Adam on the
+same schedule).
+"""
+
+from ml_collections import config_dict
+
+
+def group(**values) -> config_dict.ConfigDict:
+    return config_dict.ConfigDict(values)
+
+
+def get_config() -> config_dict.ConfigDict:
+    config = config_dict.ConfigDict()
+    config.task = "dream"
+    config.prompt = ""
+    config.negative_prompt = ""
+    config.seed = 0
+    config.steps = 15_000
+    config.batch_views = 4
+    config.steps_per_dispatch = 10
+    config.prior = "toybox"
+    config.weights = ""
+    config.guidance_scale = 101.0  # the paper's 100 in its (1 + w) form
+    config.t_range = (0.02, 0.98)
+    config.t_range_end = None
+    config.weighting = "sigma_squared"
+    config.render_size = ((0.0, 64),)
+    config.albedo_steps = 1000
+    config.mlp_background = True
+    config.field = group(
+        width=128,
+        blocks=5,
+        min_deg=0,
+        max_deg=8,
+        blob_strength=5.0,
+        blob_width=0.2,
+        density_bias=0.0,
+        dtype="float32",
+    )
+    config.encoding = group(variance=(5e-2, 2e-3), ramp_steps=5000)
+    config.render = group(samples=128, normal_samples=16, radius=1.4, frustum=False, chunk=0)
+    config.camera = group(
+        distance=(1.0, 1.5),
+        elevation=(-10.0, 90.0),
+        area_uniform=0.5,
+        focal=(0.7, 1.35),
+        jitter_position=0.1,
+        jitter_look_at=0.2,
+        jitter_up=0.02,
+    )
+    config.light = group(distance=(0.8, 1.5), spread=1.0)
+    config.shading = group(ambient=0.1, diffuse=0.9, shaded=0.75, textureless=0.5)
+    config.loss = group(orientation=(1e-4, 1e-2), opacity=(1e-3, 5e-3), ramp_steps=5000)
+    config.optimizer = group(
+        learning_rate=1e-4,
+        final_learning_rate=1e-6,
+        warmup_steps=3000,
+        b1=0.9,
+        b2=0.9,
+        eps=1e-8,
+        clip_norm=0.0,
+        weight_decay=0.0,
+    )
+    config.export = group(
+        views_size=192,
+        preview_size=64,
+        views_every=500,
+        video_frames=120,
+        video_size=256,
+        mesh=group(resolution=160, max_faces=40_000, min_part=0.02),
+    )
+    config.checkpoint_every = 1000
+    config.log_every = 10
+    return config

@@ -1,0 +1,159 @@
+"""The text-to-3D task from config to files, with a network that nobody trained."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import config_dict
+
+from dreamjax.errors import UserError
+from dreamjax.export.mesh import read_mesh
+from dreamjax.nets.text import TextConfig
+from dreamjax.nets.unet import UNetConfig
+from dreamjax.priors import toybox as toybox_prior
+from dreamjax.tasks import dream
+from dreamjax.toybox.captions import VOCABULARY
+from dreamjax.training.metrics import Progress
+
+PROMPT = "a red mushroom with a white stem"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    prior = toybox_prior.ToyboxPrior(
+        UNetConfig(
+            channels=8,
+            channel_mults=(1, 2),
+            down_blocks=(1,),
+            up_blocks=(1,),
+            middle_blocks=1,
+            attention_levels=(1,),
+            head_dim=8,
+            text_dim=16,
+        ),
+        TextConfig(len(VOCABULARY), dim=16, layers=1, heads=2),
+        VOCABULARY,
+        image_size=16,
+    )
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    toybox_prior.save(path, prior, prior.init(jax.random.key(3)))
+    return str(path)
+
+
+def make_config(weights, **changes):
+    config = config_dict.ConfigDict(
+        dict(
+            task="dream",
+            prompt=PROMPT,
+            seed=1,
+            steps=4,
+            albedo_steps=2,
+            batch_views=2,
+            weights=weights,
+            render_size=((0.0, 16),),
+            field=dict(width=16, blocks=1),
+            render=dict(samples=8, normal_samples=2),
+            export=dict(
+                views_size=16,
+                preview_size=16,
+                views_every=2,
+                video_frames=3,
+                video_size=16,
+                mesh=dict(resolution=24),
+            ),
+            checkpoint_every=100,
+            log_every=1,
+        )
+    )
+    config.update(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def straight(weights, tmp_path_factory):
+    """The workdir of a run that nobody stopped."""
+    workdir = tmp_path_factory.mktemp("runs") / "straight"
+    dream.run(make_config(weights), workdir)
+    return workdir
+
+
+def parameters(workdir):
+    return jax.tree.leaves(dream.load_scene(workdir)[2])
+
+
+def test_a_run_leaves_what_it_promises(straight):
+    names = {path.name for path in straight.iterdir()}
+    assert {
+        "config.json",
+        "checkpoints",
+        "events",
+        "views.png",
+        "turntable.mp4",
+        "mesh.glb",
+        "report.html",
+    } <= names
+    assert json.loads((straight / "config.json").read_text())["prompt"] == PROMPT
+    mesh = read_mesh(straight / "mesh.glb")
+    assert len(mesh.faces) > 100 and np.abs(mesh.vertices).max() <= 1.1
+    assert PROMPT in (straight / "report.html").read_text()
+    rows = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert all(row["grad_norm"] > 0 and 0 < row["opacity"] < 1 for row in rows)
+    assert rows[0]["orientation"] == 0.0 < rows[-1]["orientation"]
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(weights, straight, tmp_path, monkeypatch, capsys):
+    update = Progress.update
+
+    def stop_at_3(self, step, metrics=None):
+        update(self, step, metrics)
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Progress, "update", stop_at_3)
+    workdir = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        dream.run(make_config(weights), workdir)
+    assert "saved step 3" in capsys.readouterr().out
+    with pytest.raises(UserError, match="not finished: step 3 of 4"):
+        dream.load_scene(workdir)
+    monkeypatch.setattr(Progress, "update", update)
+    dream.run(make_config(weights), workdir)
+    for ours, theirs in zip(parameters(workdir), parameters(straight), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (dict(prompt=""), "prompt is empty"),
+        (dict(prompt="a red dragon"), "'dragon'"),
+        (dict(weights="/nowhere.safetensors"), "nowhere"),
+        (dict(render_size=((0.5, 16),)), "render_size"),
+        (dict(t_range=(0.9, 0.1)), "t_range"),
+        (dict(batch_views=0), "at least one"),
+    ],
+)
+def test_bad_input_touches_nothing(weights, tmp_path, changes, says):
+    with pytest.raises(UserError, match=says):
+        dream.run(make_config(weights, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_of_another_prompt_is_left_alone(weights, straight):
+    before = {path: path.stat().st_mtime_ns for path in straight.iterdir()}
+    with pytest.raises(UserError, match="prompt"):
+        dream.run(make_config(weights, prompt="a blue ball"), straight)
+    assert {path: path.stat().st_mtime_ns for path in straight.iterdir()} == before
+
+
+def test_phases_follow_size_and_shading():
+    config = dream.DreamConfig("x", steps=10, albedo_steps=3, render_size=((0.0, 8), (0.5, 16)))
+    assert dream.phases(config) == [
+        dream.Phase(0, 3, 8, False),
+        dream.Phase(3, 5, 8, True),
+        dream.Phase(5, 10, 16, True),
+    ]
