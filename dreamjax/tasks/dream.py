@@ -128,8 +128,7 @@ def phases(c: DreamConfig) -> list[Phase]:
     return found
 
 
-def step_config(c: DreamConfig) ->
-StepConfig:
+def step_config(c: DreamConfig) -> StepConfig:
     """The part of the config that the step is closed over."""
     names = [f.name for f in dataclasses.fields(StepConfig)]
     return StepConfig(**{name: getattr(c, name) for name in names})

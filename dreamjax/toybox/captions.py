@@ -116,7 +116,7 @@ def draw_caption(
     view: Int[Array, ""],
     view_words: float = 0.75,
 ) -> Int[Array, "24"]:
-    """A random wording of `form` BOTH, ONE, PLAIN or CLAY; it names the view as often as `view_words`."""
+    """A random wording of `form` BOTH, ONE, PLAIN or CLAY; `view_words` of them say the view."""
     keys = jax.random.split(key, 4)
     prefix = jnp.asarray(_PREFIX_TABLE)[jax.random.randint(keys[0], (), 0, len(PREFIXES))]
     phrase = jnp.asarray(_PHRASE_TABLE)[kind, form, jax.random.randint(keys[1], (), 0, 12)]
