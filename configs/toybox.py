@@ -25,6 +25,7 @@ def get_config() -> config_dict.ConfigDict:
     config.prior = "toybox"
     config.weights = ""  # a safetensors file; empty: the prior that ships with the package
     config.guidance_scale = 20.0  # eps_uncond + s (eps_cond - eps_uncond)
+    config.draws = 4  # noise draws a view; asking the small prior is cheap beside rendering
     config.t_range = (0.02, 0.98)  # fractions of T, at the first step ...
     config.t_range_end = (0.02, 0.6)  # ... and at the last, linear in between
     config.weighting = "sigma_squared"
@@ -54,7 +55,7 @@ def get_config() -> config_dict.ConfigDict:
     )
     config.light = group(distance=(2.5, 4.0), spread=0.7)
     config.shading = group(ambient=0.3, diffuse=0.7, shaded=0.75, textureless=0.2)
-    config.loss = group(orientation=(1e-3, 1e-1), opacity=(1e-3, 1e-1), ramp_steps=300)
+    config.loss = group(orientation=(1e-4, 1e-2), opacity=(0.0, 3e-3), ramp_steps=300)
     config.optimizer = group(
         learning_rate=4e-3,
         final_learning_rate=5e-4,

@@ -28,6 +28,7 @@ def get_config() -> config_dict.ConfigDict:
     config.prior = "toybox"
     config.weights = ""
     config.guidance_scale = 101.0  # the paper's 100 in its (1 + w) form
+    config.draws = 1
     config.t_range = (0.02, 0.98)
     config.t_range_end = None
     config.weighting = "sigma_squared"

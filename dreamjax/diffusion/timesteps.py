@@ -12,6 +12,15 @@ def uniform(key: Key[Array, ""], shape: tuple[int, ...], low, high) -> Int[Array
     return jax.random.randint(key, shape, low, high)
 
 
+def stratified(key: Key[Array, ""], count: int, low, high) -> Int[Array, " count"]:
+    """Draw count times from low..high-1, one in each of count equal parts; low, high may be traced.
+
+    Each draw on its own is uniform if one of the count is picked at random; count = 1 is `uniform`.
+    """
+    place = (jnp.arange(count) + jax.random.uniform(key, (count,))) / count
+    return jnp.minimum(low + jnp.floor(place * (high - low)).astype(jnp.int32), high - 1)
+
+
 def from_fractions(
     schedule: Schedule, t_range: tuple[float | Array, float | Array] | Float[Array, " 2"]
 ) -> tuple[Int[Array, ""], Int[Array, ""]]:

@@ -59,9 +59,7 @@ class DreamConfig:
     """Everything about a run.
 
     `render_size` is (first share of the run, pixels) pairs: ((0.0, 32), (0.7, 64)) renders 32
-    pixels
-    and from 70 % of the steps on 64. `albedo_steps` come first and show albedo alone, without
-    light.
+    pixels and from 70 % of the steps on 64. `albedo_steps` come first and show albedo alone.
     """
 
     prompt: str
@@ -73,6 +71,7 @@ class DreamConfig:
     prior: str = "toybox"
     weights: str = ""
     guidance_scale: float = 20.0
+    draws: int = 1
     t_range: tuple[float, float] = (0.02, 0.98)
     t_range_end: tuple[float, float] | None = None
     weighting: str = "sigma_squared"
@@ -145,7 +144,13 @@ def run(config, workdir: str) -> None:
         raise UserError(f"prior is {c.prior!r}: the only one so far is 'toybox'")
     devices = parallel.devices_for(c.batch_views)
     prior, prior_params = toybox_prior.load(Path(c.weights).expanduser() if c.weights else None)
-    sds = SdsConfig(c.guidance_scale, c.t_range, c.t_range_end, c.weighting)
+    sds = SdsConfig(
+        guidance_scale=c.guidance_scale,
+        draws=c.draws,
+        t_range=c.t_range,
+        t_range_end=c.t_range_end,
+        weighting=c.weighting,
+    )
     objective = make_sds(prior, sds, c.steps)
     objective_params = sds_params(prior, prior_params, c.prompt, c.negative_prompt)
     workdir = check_workdir(workdir, config, harmless=("export", "log_every", "checkpoint_every"))

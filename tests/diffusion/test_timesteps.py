@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dreamjax.diffusion.schedule import linear
-from dreamjax.diffusion.timesteps import from_fractions, uniform
+from dreamjax.diffusion.timesteps import from_fractions, stratified, uniform
 
 
 def test_uniform_is_even_over_the_half_open_range():
@@ -33,3 +33,11 @@ def test_from_fractions(num_steps, t_range, expected):
     assert tuple(map(int, from_fractions(schedule, t_range))) == expected
     traced = jax.jit(lambda r: from_fractions(schedule, r))(jnp.float32(t_range))
     assert tuple(map(int, traced)) == expected
+
+
+def test_stratified_draws_one_in_each_part_and_covers_the_range_evenly():
+    keys = jax.random.split(jax.random.key(1), 8000)
+    t = np.asarray(jax.jit(jax.vmap(lambda key: stratified(key, 3, 4, 16)))(keys))
+    assert ((t - 4) // 4 == [0, 1, 2]).all()
+    counts = np.bincount(t.ravel() - 4, minlength=12)
+    assert (np.abs(counts - 2000) < 5 * np.sqrt(24000 * (1 / 12) * (11 / 12))).all()

@@ -328,3 +328,19 @@ def test_t_range_moves():
 def test_wrong_config(changes, words):
     with pytest.raises(UserError, match=words):
         SdsConfig(**changes)
+
+
+def test_several_draws_a_view_are_averaged(case):
+    config = dataclasses.replace(CONFIG, draws=3)
+    run = make_run(case.prior, make_sds(case.prior, config, 100))
+    seen = run(case.params, case.rgb, case.views)
+    z_t, t, _ = seen.asked
+    assert len(z_t) == len(t) == 2 * 3 * 4
+    thrice = Views(case.views.camera, np.arange(12), np.repeat(case.views.word, 3))
+    rgb = np.repeat(case.rgb, 3, axis=0)
+    residual, _, _, t = float64_residual(seen.asked, case.params, thrice, rgb, 7.0)
+    expected = 2.0 * residual.reshape(4, 3, *residual.shape[1:]).mean(1) / 4
+    np.testing.assert_allclose(seen.gradient, expected, rtol=1e-4, atol=1e-5)
+    # One t in each third of the range.
+    thirds = np.linspace(20, 980, 4)
+    assert (np.digitize(t.reshape(4, 3), thirds) == [1, 2, 3]).all()
