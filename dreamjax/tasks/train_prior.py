@@ -25,8 +25,9 @@ from dreamjax.nets.unet import UNetConfig
 from dreamjax.priors import toybox as toybox_prior
 from dreamjax.tasks.sampling import sample_texts
 from dreamjax.toybox.captions import MAX_WORDS, VOCABULARY
-from dreamjax.toybox.dataset import SEEDS, load
 from dreamjax.toybox.draw import draw_example
+from dreamjax.toybox.pictures import SEEDS, Labelled
+from dreamjax.toybox.pictures import draw as draw_pictures
 from dreamjax.training import parallel
 from dreamjax.training.checkpoint import Checkpoints
 from dreamjax.training.interrupt import Interrupt
@@ -90,7 +91,6 @@ def run(config, workdir: str) -> None:
     c = build(TrainPriorConfig, settings)
     if c.checkpoint_every % c.steps_per_dispatch or c.steps % c.steps_per_dispatch:
         raise UserError("steps and checkpoint_every must be multiples of steps_per_dispatch")
-    workdir = check_workdir(workdir, config, harmless=("log_every", "checkpoint_every"))
     prior = toybox_prior.ToyboxPrior(
         unet=c.unet,
         text=c.text,
@@ -99,12 +99,13 @@ def run(config, workdir: str) -> None:
         schedule_steps=c.schedule_steps,
     )
     params = _start(prior, c)
+    devices = parallel.devices_for(c.batch_size)
+    workdir = check_workdir(workdir, config, harmless=("log_every", "checkpoint_every"))
     tx = make_optimizer(c.optimizer, c.steps)
     state = init_prior_state(params, tx)
     checkpoints = Checkpoints(workdir / "checkpoints")
     state = checkpoints.restore_latest(state) or state
 
-    devices = parallel.devices_for(c.batch_size)
     step_fn = parallel.pmap(parallel.scan(make_step(prior, c, tx)), devices)
     batches = _batches(c, devices)
     evaluate = _evaluator(prior, c)
@@ -155,6 +156,14 @@ def _start(prior, c: TrainPriorConfig):
     return loaded
 
 
+def _load(data: DataConfig, split: str) -> Labelled:
+    """A split of the data set on disk, drawn first if it is not there."""
+    # Not needed where batches are drawn on the device, and slow to import.
+    from dreamjax.toybox.dataset import load
+
+    return load(str(Path(data.dir).expanduser()), split, data.size, data.counts)
+
+
 def _batches(c: TrainPriorConfig, devices):
     """A function from step to what `steps_per_dispatch` steps from there are fed."""
     shape = (c.steps_per_dispatch, c.batch_size)
@@ -162,7 +171,7 @@ def _batches(c: TrainPriorConfig, devices):
     if c.data.on_device:
         fed = parallel.split_batch(Batch(index, None, None), devices, c.steps_per_dispatch)
         return lambda step: fed
-    data = load(str(Path(c.data.dir).expanduser()), "train", c.data.size, c.data.counts)
+    data = _load(c.data, "train")
 
     def batches(step: int):
         rows = np.stack(
@@ -216,11 +225,8 @@ def make_step(prior, c: TrainPriorConfig, tx):
 def _evaluator(prior, c: TrainPriorConfig):
     """v-loss of the averaged weights on fixed pictures, t and eps, by split."""
     chunk = 64
-    splits = ("validation", "held_out")
-    data = {}
-    if not c.data.on_device:
-        directory = str(Path(c.data.dir).expanduser())
-        data = {split: load(directory, split, c.data.size, c.data.counts) for split in splits}
+    count = c.eval_examples // chunk * chunk
+    data = {split: draw_pictures(split, count, c.data.size) for split in ("validation", "held_out")}
 
     @jax.jit
     def chunk_loss(params, rgb, tokens, start):
@@ -235,20 +241,17 @@ def _evaluator(prior, c: TrainPriorConfig):
         return jnp.mean(v_loss(predict, prior.schedule, x_0, t, eps))
 
     def evaluate(params) -> dict[str, float]:
-        losses = {}
-        for split in data:
-            rows = data[split]
-            losses[f"{split}_loss"] = float(
+        return {
+            f"{split}_loss": float(
                 np.mean(
                     [
                         chunk_loss(params, rows.rgb[i : i + chunk], rows.tokens[i : i + chunk], i)
-                        for i in range(
-                            0, min(c.eval_examples, len(rows.rgb)) // chunk * chunk, chunk
-                        )
+                        for i in range(0, count, chunk)
                     ]
                 )
             )
-        return losses
+            for split, rows in data.items()
+        }
 
     return evaluate
 

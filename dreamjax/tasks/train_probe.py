@@ -20,9 +20,9 @@ from dreamjax.evaluate import probe as probes
 from dreamjax.evaluate.prompts import has_second
 from dreamjax.evaluate.scores import accuracy
 from dreamjax.scene.shading import ShadingConfig
-from dreamjax.toybox.dataset import Labelled, draw_chunks
 from dreamjax.toybox.draw import ToyboxConfig
 from dreamjax.toybox.kinds import KINDS
+from dreamjax.toybox.pictures import Labelled, draw_chunks
 from dreamjax.training import parallel
 from dreamjax.training.checkpoint import Checkpoints
 from dreamjax.training.interrupt import Interrupt
@@ -83,9 +83,8 @@ def run(config, workdir: str) -> None:
     c = build(TrainProbeConfig, settings)
     workdir = check_workdir(workdir, config, harmless=("log_every",))
     net = probes.make_config()
-    params = probes.Probe(net).init(
-        jax.random.key(c.seed), jnp.zeros((1, probes.SIZE, probes.SIZE, 3))
-    )["params"]
+    blank = jnp.zeros((1, probes.SIZE, probes.SIZE, 3))
+    params = jax.jit(probes.Probe(net).init)(jax.random.key(c.seed), blank)["params"]
     tx = make_optimizer(c.optimizer, c.steps)
     state = init_prior_state(params, tx)
     checkpoints = Checkpoints(workdir / "checkpoints")

@@ -1,88 +1,26 @@
 """The toybox as a `tensorflow_datasets` data set (needs no TensorFlow).
 
 On a CPU drawing a picture costs about as much as training on it, so pictures are drawn once and
-trained on many times. The data set holds exactly the pictures that the renderer would draw from the
-same keys: picture i of a split is `draw_example(fold_in(key(seed of the split), i))`.
+trained on many times. The data set holds what `toybox.pictures` draws, shuffled.
 """
 
-import functools
 import io
-import os
+import logging
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from dreamjax.toybox.captions import MAX_WORDS
-from dreamjax.toybox.draw import ALL, HELD_OUT, TRAIN, ToyboxConfig, draw_example
+from dreamjax.toybox.pictures import Labelled, draw_chunks
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import tensorflow_datasets as tfds
 
-CHUNK = 128
-_AS_USUAL = ToyboxConfig()
 SPLITS = ("train", "validation", "held_out")
-# The probe's two splits are never written to disk: it draws them when it is trained.
-SEEDS = {"train": 0, "validation": 1, "held_out": 2, "probe": 3, "probe_fresh": 4}
-COMBINATIONS = {
-    "train": TRAIN,
-    "validation": TRAIN,
-    "held_out": HELD_OUT,
-    "probe": ALL,
-    "probe_fresh": ALL,
-}
-
-
-class Labelled(NamedTuple):
-    """Pictures with captions and labels: uint8 `rgb` [N, S, S, 3], the rest as in `Example`."""
-
-    rgb: np.ndarray
-    tokens: np.ndarray
-    kind: np.ndarray
-    colors: np.ndarray
-    view: np.ndarray
-    look: np.ndarray
-
-
-@functools.cache
-def _chunk_drawer(size: int, config: ToyboxConfig):
-    def draw(seed, start, combinations):
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(
-            jax.random.key(seed), start + jnp.arange(CHUNK)
-        )
-
-        def one(key):
-            e = draw_example(key, size, combinations, config)
-            rgb = jnp.round(e.picture.rgb * 255.0).astype(jnp.uint8)
-            return Labelled(rgb, e.tokens, e.kind, e.colors, e.view, e.look)
-
-        return jax.lax.map(one, keys)
-
-    return jax.jit(draw).lower(*[jnp.int32(0)] * 3).compile()
-
-
-def draw_chunks(
-    split: str, count: int, size: int, config: ToyboxConfig = _AS_USUAL
-) -> Iterator[Labelled]:
-    """Pictures 0..count-1 of a split in order, in chunks, drawn on all cores."""
-    draw = _chunk_drawer(size, config)
-    workers = os.cpu_count() or 1
-
-    def chunk(start: int) -> Labelled:
-        numbers = (jnp.int32(v) for v in (SEEDS[split], start, COMBINATIONS[split]))
-        return Labelled(*(v[: count - start] for v in jax.device_get(draw(*numbers))))
-
-    starts = range(0, count, CHUNK)
-    with ThreadPoolExecutor(workers) as pool:
-        for first in range(0, len(starts), 4 * workers):
-            yield from pool.map(chunk, starts[first : first + 4 * workers])
 
 
 def _png(rgb: np.ndarray) -> io.BytesIO:
@@ -150,6 +88,8 @@ class Toybox(tfds.core.GeneratorBasedBuilder):
 
 def load(data_dir: str, split: str, size: int, counts: tuple[int, int, int]) -> Labelled:
     """A split in memory, drawn and written to `data_dir` first if it is not there."""
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    tfds.disable_progress_bar()
     builder = Toybox(data_dir=data_dir, size=size, counts=counts)
     builder.download_and_prepare()
     source = builder.as_data_source(split=split)

@@ -40,7 +40,7 @@ def probe():
     """An untrained probe which says that it can tell the sides of all kinds but the ball apart."""
     config = probes.make_config(channels=(8, 16), blocks=(0, 0), hidden=8)
     blank = jnp.zeros((1, probes.SIZE, probes.SIZE, 3))
-    params = Probe(config).init(jax.random.key(0), blank)["params"]
+    params = jax.jit(Probe(config).init)(jax.random.key(0), blank)["params"]
     views = {kind.name: [3 if kind.name == "ball" else 9, 10] for kind in KINDS}
     return probes.Shipped(config, params, {"view_by_kind": views})
 

@@ -13,9 +13,9 @@ from dreamjax.evaluate import truth
 from dreamjax.evaluate.scores import Count, accuracy, confusion, total
 from dreamjax.nets.probe import Probe
 from dreamjax.tasks import train_probe
-from dreamjax.toybox.dataset import Labelled
 from dreamjax.toybox.draw import ToyboxConfig
 from dreamjax.toybox.kinds import KINDS
+from dreamjax.toybox.pictures import Labelled
 
 NAMES = [kind.name for kind in KINDS]
 BALL, CAR = NAMES.index("ball"), NAMES.index("car")
@@ -25,7 +25,7 @@ BALL, CAR = NAMES.index("ball"), NAMES.index("car")
 def small():
     config = probes.make_config(channels=(8, 16), blocks=(1, 0), hidden=8)
     blank = jnp.zeros((1, probes.SIZE, probes.SIZE, 3))
-    params = Probe(config).init(jax.random.key(0), blank)["params"]
+    params = jax.jit(Probe(config).init)(jax.random.key(0), blank)["params"]
     return probes.Shipped(config, params, {"looks": {}})
 
 
@@ -141,7 +141,7 @@ def test_softening_keeps_flat_pictures_flat_and_in_range():
     assert float(rgb.min()) >= 0.0 and float(rgb.max()) <= 1.0
 
 
-def test_training_learns_and_resumes(monkeypatch, tmp_path, capsys):
+def test_training_learns_and_resumes(monkeypatch, small, tmp_path, capsys):
     # Instead of toybox pictures, flat ones whose colour tells everything.
     def drawn(split, count):
         kind = np.arange(count) % 2 + CAR
@@ -150,16 +150,17 @@ def test_training_learns_and_resumes(monkeypatch, tmp_path, capsys):
         return Labelled(rgb.astype(np.uint8), np.zeros((count, 24)), kind, colors, zeros, zeros)
 
     monkeypatch.setattr(train_probe, "_drawn", drawn)
+    monkeypatch.setattr(probes, "make_config", lambda **layout: small.config)
     config = {
         "task": "train_probe",
         "pictures": 64,
         "fresh": 16,
-        "steps": 20,
+        "steps": 60,
         "batch_size": 8,
         "steps_per_dispatch": 10,
         "ema_decay": 0.5,
-        "checkpoint_every": 10,
-        "optimizer": {"learning_rate": 3e-3},
+        "checkpoint_every": 30,
+        "optimizer": {"learning_rate": 1e-2},
     }
     train_probe.run(config, str(tmp_path))
     assert "| albedo | 100.0 % of 16 | 100.0 % of 16 |" in capsys.readouterr().out

@@ -30,7 +30,7 @@ PRIOR = ToyboxPrior(
 
 @pytest.fixture(scope="module")
 def params():
-    leaves, tree = jax.tree.flatten(PRIOR.init(jax.random.key(0)))
+    leaves, tree = jax.tree.flatten(jax.jit(PRIOR.init)(jax.random.key(0)))
     keys = jax.random.split(jax.random.key(1), len(leaves))
     noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
     return jax.tree.unflatten(tree, noisy)
@@ -121,8 +121,9 @@ def test_predict_eps_is_that_of_the_networks_v(params):
     t = jnp.array([0, 50, 99])
     x_t = q_sample(PRIOR.schedule, x_0, t, eps)
     text = PRIOR.embed(params, ["a red ball", "", "a blue ball"])
-    v = PRIOR.predict_v(params, x_t, t, text)
-    got = jax.jit(PRIOR.predict_eps)(params, x_t, t, text)
+    v, got = jax.jit(lambda *args: (PRIOR.predict_v(*args), PRIOR.predict_eps(*args)))(
+        params, x_t, t, text
+    )
     assert got.dtype == jnp.float32
     v_true = v_from_x0_eps(PRIOR.schedule, x_0, t, eps)
     scale = np.sqrt(PRIOR.schedule.alpha_bar)[np.asarray(t)].reshape(3, 1, 1, 1)

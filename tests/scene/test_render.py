@@ -197,7 +197,7 @@ def test_normals_of_a_network_against_differences(network):
     mean = RNG.uniform(-0.6, 0.6, size=(20, 3))
 
     def density(points):
-        return field.apply(params, jnp.float32(points), LAM).density
+        return field.apply(params, jnp.float32(points), LAM[None]).density
 
     normal, albedo = density_normal(
         lambda m, v: field.apply(params, m, v), jnp.float32(mean), LAM[None]
@@ -209,7 +209,7 @@ def test_normals_of_a_network_against_differences(network):
     np.testing.assert_allclose(normal, expected, atol=0.02)
     np.testing.assert_allclose(np.linalg.norm(normal, axis=-1), 1.0, atol=1e-5)
     np.testing.assert_allclose(
-        albedo, field.apply(params, jnp.float32(mean), LAM).albedo, atol=1e-6
+        albedo, field.apply(params, jnp.float32(mean), LAM[None]).albedo, atol=1e-6
     )
 
 

@@ -1,0 +1,106 @@
+"""Training the prior: data set, exact resume, warm start, on-device drawing."""
+
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import config_dict
+
+from dreamjax.errors import UserError
+from dreamjax.priors import toybox as toybox_prior
+from dreamjax.tasks import train_prior
+from dreamjax.training.metrics import Progress
+
+UNET = dict(
+    channels=8,
+    channel_mults=(1, 2),
+    down_blocks=(1,),
+    up_blocks=(1,),
+    middle_blocks=1,
+    attention_levels=(1,),
+    head_dim=8,
+)
+
+
+def make_config(data_dir, **changes):
+    config = config_dict.ConfigDict(
+        dict(
+            task="train_prior",
+            seed=2,
+            steps=4,
+            batch_size=4,
+            log_every=1,
+            eval_every=4,
+            eval_examples=64,
+            checkpoint_every=2,
+            steps_per_dispatch=1,
+            warm_start="",
+            data=dict(size=16, dir=str(data_dir), counts=(128, 64, 64), on_device=False),
+            unet=UNET,
+            optimizer=dict(learning_rate=1e-3, clip_norm=1.0),
+            sample_captions=("a red ball",),
+            sample_steps=2,
+        )
+    )
+    config.update(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def straight(data_dir, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "straight"
+    train_prior.run(make_config(data_dir), workdir)
+    return workdir
+
+
+def tensors(workdir):
+    return jax.tree.leaves(toybox_prior.load(workdir / "prior.safetensors")[1])
+
+
+def test_a_run_leaves_weights_that_load_and_samples(straight):
+    prior, params = toybox_prior.load(straight / "prior.safetensors")
+    assert prior.image_size == 16 and prior.prediction == "v"
+    assert any(np.abs(p).max() > 0 for p in jax.tree.leaves(params["unet"]["conv_out"]))
+    assert (straight / "samples" / "0000004.png").exists()
+    log = (straight / "metrics.jsonl").read_text()
+    assert "validation_loss" in log and "held_out_loss" in log
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(data_dir, straight, tmp_path, monkeypatch):
+    update = Progress.update
+
+    def stop_at_3(self, step, metrics=None):
+        update(self, step, metrics)
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Progress, "update", stop_at_3)
+    with pytest.raises(KeyboardInterrupt):
+        train_prior.run(make_config(data_dir), tmp_path / "stopped")
+    monkeypatch.setattr(Progress, "update", update)
+    train_prior.run(make_config(data_dir), tmp_path / "stopped")
+    for ours, theirs in zip(tensors(tmp_path / "stopped"), tensors(straight), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_warm_start_needs_the_same_architecture(data_dir, straight, tmp_path):
+    weights = str(straight / "prior.safetensors")
+    config = make_config(data_dir, warm_start=weights, steps=1)
+    train_prior.run(config, tmp_path / "warm")
+    config.unet.channels = 16
+    with pytest.raises(UserError, match="another architecture"):
+        train_prior.run(config, tmp_path / "other")
+
+
+def test_pictures_drawn_on_the_device(data_dir, tmp_path):
+    config = make_config(data_dir, steps=1)
+    config.data.on_device = True
+    train_prior.run(config, tmp_path / "drawn")
+    assert (tmp_path / "drawn" / "prior.safetensors").exists()
