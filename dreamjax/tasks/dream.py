@@ -19,11 +19,13 @@ from dreamjax.distill.step import (
     field_fn,
     init_scene,
     make_sds_step,
+    ramp,
 )
 from dreamjax.errors import UserError
 from dreamjax.export.mesh import MeshConfig, extract_mesh, write_mesh
+from dreamjax.export.raster import render_mesh
 from dreamjax.export.report import Report, write_report
-from dreamjax.export.sheet import SHEET_VIEWS, contact_sheet, to_uint8, write_png
+from dreamjax.export.sheet import SHEET_VIEWS, contact_sheet, grid, to_uint8, write_png
 from dreamjax.export.video import write_video
 from dreamjax.priors import toybox as toybox_prior
 from dreamjax.scene.camera import CameraConfig, orbit
@@ -40,6 +42,8 @@ from dreamjax.training.optimizer import (
     check_skipped,
     make_optimizer,
 )
+
+ANGLES = tuple(view[1:] for view in SHEET_VIEWS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,11 +230,12 @@ def _view_renderer(scene: StepConfig, size: int):
             scene.render,
         )
 
-    def draw(params, step, angles=tuple(view[1:] for view in SHEET_VIEWS)):
-        low, high = scene.encoding.variance
-        done = min(step / max(scene.encoding.ramp_steps, 1), 1.0)
-        variance = jnp.float32(low + done * (high - low))
-        seen = [jax.device_get(one(params, variance, a, e)) for a, e in angles]
+    def draw(params, step, angles=ANGLES, shown=lambda count: None):
+        variance = ramp(scene.encoding.variance, step, scene.encoding.ramp_steps)
+        seen = []
+        for azimuth, elevation in angles:
+            seen.append(jax.device_get(one(params, variance, azimuth, elevation)))
+            shown(len(seen))
         return jax.tree.map(lambda *leaves: np.stack(leaves), *seen)
 
     return draw
@@ -247,8 +252,13 @@ def _export(workdir: Path, c: DreamConfig, scene: StepConfig, params, settings, 
     _write_views(workdir, _view_renderer(scene, c.export.views_size)(params, c.steps))
     frames = c.export.video_frames
     angles = tuple((360.0 * i / frames, 15.0) for i in range(frames))
-    seen = _view_renderer(scene, c.export.video_size)(params, c.steps, angles)
-    write_video(workdir / "turntable.mp4", to_uint8(seen.rgb))
+    print("the turntable:")
+    with Progress(frames) as bar:
+        draw = _view_renderer(scene, c.export.video_size)
+        write_video(
+            workdir / "turntable.mp4", to_uint8(draw(params, c.steps, angles, bar.update).rgb)
+        )
+    print("the mesh ...", flush=True)
 
     variance = jnp.full((1, 3), scene.encoding.variance[1], jnp.float32)
     query = jax.jit(lambda points: field_fn(params, scene)(points, variance))
@@ -261,6 +271,8 @@ def _export(workdir: Path, c: DreamConfig, scene: StepConfig, params, settings, 
             c.export.mesh,
         )
         write_mesh(workdir / "mesh.glb", mesh)
+        pictures = [render_mesh(mesh, a, e, size=c.export.views_size) for a, e in ANGLES]
+        write_png(workdir / "mesh.png", grid(np.stack(pictures), columns=len(ANGLES), tile=128))
     except UserError as error:
         missing = error
     history = read_history(workdir)
@@ -282,7 +294,7 @@ def _export(workdir: Path, c: DreamConfig, scene: StepConfig, params, settings, 
     write_report(workdir / "report.html", report)
     if missing:
         raise missing
-    for name in ("report.html", "mesh.glb", "turntable.mp4", "views.png"):
+    for name in ("report.html", "mesh.glb", "turntable.mp4", "views.png", "mesh.png"):
         print(f"wrote {workdir / name}")
 
 

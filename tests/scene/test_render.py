@@ -157,7 +157,7 @@ def test_few_normals_are_close_on_a_surface(rays):
 
     full, few, one = picture(32), picture(4), picture(1)
     error = np.abs(few.rgb - full.rgb)
-    assert error.max() < 0.02 and error.mean() < 0.003
+    assert error.max() < 0.03 and error.mean() < 0.0025
     assert error.mean() < np.abs(one.rgb - full.rgb).mean()
     np.testing.assert_allclose(few.normal, full.normal, atol=0.06)
     for name in ("albedo", "depth", "opacity"):
@@ -213,9 +213,8 @@ def test_normals_of_a_network_against_differences(network):
     )
 
 
-@pytest.mark.parametrize("density", [0.0, 1e-30, 1.0, 1e5])
-def test_no_slope_gives_no_normal_and_every_gradient_is_finite(rays, density):
-    def total(scale):
+def test_no_slope_gives_no_normal_and_every_gradient_is_finite(rays):
+    def total(scale, density):
         def flat(mean, var):
             uneven = jnp.sum(mean, axis=-1) * (scale - 1.0)
             return FieldOutput(density * scale + uneven, jnp.full_like(mean, 0.5) * scale)
@@ -223,15 +222,15 @@ def test_no_slope_gives_no_normal_and_every_gradient_is_finite(rays, density):
         seen = render.render_rays(flat, rays, None, LAM, look(), BACKGROUND, CONFIG)
         return jnp.sum(seen.rgb) + jnp.sum(seen.orientation) + jnp.sum(seen.depth), seen
 
-    (_, seen), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(1.0)
-    np.testing.assert_array_equal(seen.normal, 0.0)
-    assert np.isfinite(gradient) and all(np.all(np.isfinite(leaf)) for leaf in seen)
+    value_and_grad = jax.jit(jax.value_and_grad(total, has_aux=True))
+    for density in (0.0, 1e-30, 1.0, 1e5):
+        (_, seen), gradient = value_and_grad(1.0, density)
+        np.testing.assert_array_equal(seen.normal, 0.0)
+        assert np.isfinite(gradient) and all(np.all(np.isfinite(leaf)) for leaf in seen)
 
 
-@pytest.mark.parametrize("bias", [-200.0, 200.0])
-def test_network_gradients_are_finite_at_extreme_densities(rays, bias):
-    field = Field(FieldConfig(width=8, blocks=1, max_deg=2, density_bias=bias))
-    params = field.init(jax.random.key(1), jnp.zeros((1, 3)), jnp.zeros((1, 1)))
+def test_network_gradients_are_finite_at_extreme_densities(rays, network):
+    field, params = network
 
     def total(params):
         config = RenderConfig(samples=8, normal_samples=2)
@@ -239,14 +238,17 @@ def test_network_gradients_are_finite_at_extreme_densities(rays, bias):
         seen = render.render_rays(apply, rays, None, LAM, look(), BACKGROUND, config)
         return jnp.sum(seen.rgb) + jnp.sum(seen.orientation), seen.normal
 
-    gradient, normal = jax.jit(jax.grad(total, has_aux=True))(params)
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
+    grad = jax.jit(jax.grad(total, has_aux=True))
+    for bias in (-200.0, 200.0):
+        head = params["params"]["head"]
+        shifted = {**head, "bias": head["bias"].at[0].set(bias)}
+        gradient, normal = grad({"params": {**params["params"], "head": shifted}})
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
     # Inside a solid as dense as can be, there still is a way out.
-    assert bias < 0 or np.linalg.norm(normal, axis=-1).max() > 0.9
+    assert np.linalg.norm(normal, axis=-1).max() > 0.9
 
 
-@pytest.mark.parametrize("chunk", [16, 24])
-def test_skipping_rays_that_miss_changes_neither_picture_nor_gradient(rays, network, chunk):
+def test_skipping_rays_that_miss_changes_neither_picture_nor_gradient(rays, network):
     field, params = network
     keys = jax.random.split(jax.random.key(2), SIZE)
 
@@ -260,8 +262,8 @@ def test_skipping_rays_that_miss_changes_neither_picture_nor_gradient(rays, netw
 
         return jax.jit(jax.grad(total, has_aux=True))(params)
 
-    (gradient, seen), (expected_gradient, expected) = run(chunk), run(0)
-    assert np.sum(expected.opacity == 0) > 16
+    (gradient, seen), (expected_gradient, expected) = run(12), run(0)
+    assert np.sum(expected.opacity == 0) >= 2 * 12
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), seen, expected)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max()),
@@ -291,7 +293,7 @@ def test_a_view_in_a_batch_is_what_it_is_alone():
             np.testing.assert_allclose(got[v], expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("chunk", [64, 20, 1000])
+@pytest.mark.parametrize("chunk", [20, 1000])
 def test_an_image_is_its_rays_whatever_the_chunks(rays, chunk):
     whole = render_rays(soft_ball, rays, None, LAM, look(), BACKGROUND, CONFIG)
     image = jax.jit(
@@ -302,10 +304,13 @@ def test_an_image_is_its_rays_whatever_the_chunks(rays, chunk):
 
 
 def test_an_image_takes_a_background_by_direction_and_does_not_grow_in_memory(rays):
-    image = render_image(
-        soft_ball, CAMERA, SIZE, LAM, look(), lambda d: 0.5 + 0.5 * d, CONFIG, chunk=16
-    )
-    behind = 0.5 + 0.5 * rays.direction
+    def by_direction(direction):
+        return 0.5 + 0.5 * direction
+
+    image = jax.jit(
+        lambda c: render_image(soft_ball, c, SIZE, LAM, look(), by_direction, CONFIG, chunk=20)
+    )(CAMERA)
+    behind = by_direction(rays.direction)
     expected = render_rays(soft_ball, rays, None, LAM, look(), behind, CONFIG)
     np.testing.assert_allclose(image.rgb, expected.rgb, atol=2e-6)
 

@@ -93,6 +93,7 @@ def test_a_run_leaves_what_it_promises(straight):
         "views.png",
         "turntable.mp4",
         "mesh.glb",
+        "mesh.png",
         "report.html",
     } <= names
     assert json.loads((straight / "config.json").read_text())["prompt"] == PROMPT
