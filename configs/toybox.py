@@ -19,7 +19,7 @@ def get_config() -> config_dict.ConfigDict:
     config.prompt = ""
     config.negative_prompt = ""
     config.seed = 0
-    config.steps = 400
+    config.steps = 300
     config.batch_views = 4
     config.steps_per_dispatch = 1
     config.prior = "toybox"
@@ -37,12 +37,12 @@ def get_config() -> config_dict.ConfigDict:
         blocks=2,
         min_deg=0,
         max_deg=6,
-        blob_strength=5.0,
-        blob_width=0.2,
-        density_bias=-1.0,
+        blob_strength=6.0,
+        blob_width=0.3,
+        density_bias=-3.0,
         dtype="float32",
     )
-    config.encoding = group(variance=(5e-2, 2e-3), ramp_steps=300)
+    config.encoding = group(variance=(5e-2, 2e-3), ramp_steps=200)
     config.render = group(samples=32, normal_samples=4, radius=1.0, frustum=False, chunk=1024)
     config.camera = group(
         distance=(2.8, 3.4),
@@ -55,7 +55,7 @@ def get_config() -> config_dict.ConfigDict:
     )
     config.light = group(distance=(2.5, 4.0), spread=0.7)
     config.shading = group(ambient=0.3, diffuse=0.7, shaded=0.75, textureless=0.2)
-    config.loss = group(orientation=(1e-4, 1e-2), opacity=(0.0, 3e-3), ramp_steps=300)
+    config.loss = group(orientation=(1e-4, 1e-2), opacity=(0.0, 3e-3), ramp_steps=200)
     config.optimizer = group(
         learning_rate=4e-3,
         final_learning_rate=5e-4,

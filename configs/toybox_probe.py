@@ -16,9 +16,9 @@ def get_config() -> config_dict.ConfigDict:
     config.seed = 0
     config.pictures = 32768
     config.fresh = 6144
-    config.steps = 4000
+    config.steps = 1500
     config.batch_size = 64
-    config.steps_per_dispatch = 10
+    config.steps_per_dispatch = 1  # a loop around a training step is slow on a CPU
     config.ema_decay = 0.998
     config.log_every = 50
     config.checkpoint_every = 500

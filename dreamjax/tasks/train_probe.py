@@ -63,9 +63,9 @@ class TrainProbeConfig:
     seed: int = 0
     pictures: int = 32768
     fresh: int = 6144
-    steps: int = 4000
+    steps: int = 1500
     batch_size: int = 64
-    steps_per_dispatch: int = 10
+    steps_per_dispatch: int = 1
     ema_decay: float = 0.998
     log_every: int = 50
     checkpoint_every: int = 500

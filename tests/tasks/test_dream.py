@@ -140,7 +140,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(weights, straight, tmp_path, monkeypa
 )
 def test_bad_input_touches_nothing(weights, tmp_path, changes, says):
     with pytest.raises(UserError, match=says):
-        dream.run(make_config(weights, **changes), tmp_path / "run")
+        dream.run(make_config(**{"weights": weights, **changes}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
