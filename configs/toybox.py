@@ -36,13 +36,13 @@ def get_config() -> config_dict.ConfigDict:
         width=64,
         blocks=2,
         min_deg=0,
-        max_deg=6,
+        max_deg=5,
         blob_strength=6.0,
         blob_width=0.3,
         density_bias=-3.0,
         dtype="float32",
     )
-    config.encoding = group(variance=(5e-2, 2e-3), ramp_steps=200)
+    config.encoding = group(variance=(5e-2, 6e-3), ramp_steps=200)
     config.render = group(samples=32, normal_samples=4, radius=1.0, frustum=False, chunk=1024)
     config.camera = group(
         distance=(2.8, 3.4),
@@ -58,7 +58,7 @@ def get_config() -> config_dict.ConfigDict:
     config.loss = group(orientation=(1e-4, 1e-2), opacity=(0.0, 3e-3), ramp_steps=200)
     config.optimizer = group(
         learning_rate=4e-3,
-        final_learning_rate=5e-4,
+        final_learning_rate=3e-4,
         warmup_steps=20,
         b1=0.9,
         b2=0.99,
@@ -70,8 +70,8 @@ def get_config() -> config_dict.ConfigDict:
         views_size=96,
         preview_size=48,
         views_every=50,
-        video_frames=60,
-        video_size=128,
+        video_frames=48,
+        video_size=96,
         mesh=group(resolution=128, max_faces=40_000, min_part=0.02),
     )
     config.checkpoint_every = 100

@@ -17,7 +17,7 @@ from dreamjax.toybox.render import render
 
 SIZE = 32
 CHUNK = 32
-_TRIES = 256
+_TRIES = 128
 
 
 class Subject(NamedTuple):
@@ -50,11 +50,9 @@ def camera_seeing(key: Key[Array, ""], view: Int[Array, ""], config: CameraConfi
     return jax.tree.map(lambda leaf: leaf[first], cameras)
 
 
-def takings_of_views(
-    key: Key[Array, ""], views: Int[np.ndarray, " n"], config: ToyboxConfig
-) -> Taking:
+@partial(jax.jit, static_argnames="config")
+def takings_of_views(key: Key[Array, ""], views: Int[Array, " n"], config: ToyboxConfig) -> Taking:
     """Random cameras that see each of the `views`, with lights and backdrops as `config` says."""
-
     look = colored(config.shading)
 
     def one(key, view):
@@ -63,7 +61,7 @@ def takings_of_views(
         shading = sample_shading(keys[1], camera.position, config.light, look)
         return Taking(camera, shading, sample_backdrop(keys[2]))
 
-    return jax.jit(jax.vmap(one))(jax.random.split(key, len(views)), jnp.asarray(views))
+    return jax.vmap(one)(jax.random.split(key, len(views)), views)
 
 
 @partial(jax.jit, static_argnames="size")

@@ -273,7 +273,7 @@ def render_image(
             field_fn, rays, None, lam, shading, behind, config, with_normals=with_normals
         )
 
-    behind = jnp.zeros((size, size, 0))
+    behind = None
     if not callable(background):
         behind = jnp.broadcast_to(background, (size, size, 3))
     seen = jax.lax.map(render_chunk, jax.tree.map(split, (rays, behind)))

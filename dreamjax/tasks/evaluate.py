@@ -17,6 +17,7 @@ import sys
 import textwrap
 import time
 import zlib
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from jaxtyping import Float
 
 from dreamjax.config import CONFIG_FILE, build, check_workdir, to_plain, write_atomic
 from dreamjax.distill.prompts import view_prompts
-from dreamjax.distill.step import field_fn, ramp
+from dreamjax.distill.step import StepConfig, field_fn, ramp
 from dreamjax.errors import UserError
 from dreamjax.evaluate import probe as probes
 from dreamjax.evaluate import truth
@@ -46,7 +47,7 @@ from dreamjax.evaluate.tables import (
 from dreamjax.export.sheet import grid, write_png
 from dreamjax.priors import toybox as toybox_prior
 from dreamjax.scene.background import Backdrop
-from dreamjax.scene.camera import VIEW_WORDS, orbit, view_index
+from dreamjax.scene.camera import VIEW_WORDS, CameraConfig, orbit, view_index
 from dreamjax.scene.render import render_image
 from dreamjax.tasks import dream
 from dreamjax.tasks.sampling import sample_texts
@@ -184,62 +185,51 @@ def tellable(probe: probes.Shipped, kind: int) -> bool:
 
 def _score_samples(c: EvaluateConfig, prior, params, probe, workdir):
     """Totals of the trained, held-out and random prompts, and a score a prompt."""
-    rows, kept = [], []
-    key = jax.random.key(c.seed)
+    keys = jax.random.split(jax.random.key(c.seed), 4)
     views = np.tile(np.arange(len(VIEW_WORDS)), c.samples.per_view)
-    with Progress(len(PROMPTS) + (c.samples.random > 0), show=()) as bar:
-        bar.note("sampling the prior")
-        for number, prompt in enumerate(PROMPTS if c.samples.per_view else ()):
-            meaning = parse(prompt)
-            texts = [view_prompts(prompt)[view] for view in views]
-            labels = _labels([meaning] * len(views), views)
-            counts, ceiling, rgb = _sample_and_score(
-                c, prior, params, probe, jax.random.fold_in(key, number), texts, labels
-            )
-            can_tell = tellable(probe, meaning.kind)
-            rows.append(Score(prompt, meaning.held_out, can_tell, counts, ceiling))
-            kept.append(rgb[: len(VIEW_WORDS)])
-            bar.update(number + 1)
-        scores = [sum_split(f"{name} prompts", rows, held) for name, held in SPLITS if rows]
-        if c.samples.random:
-            key = jax.random.fold_in(key, len(PROMPTS))
-            texts, labels = random_captions(key, c.samples.random)
-            can_tell = np.array([tellable(probe, kind) for kind in labels.kind])
-            counts, ceiling, _ = _sample_and_score(
-                c, prior, params, probe, key, texts, labels, can_tell
-            )
-            scores.append(Score("random held-out captions", True, True, counts, ceiling))
-        bar.update(len(PROMPTS) + 1)
-    if kept:
-        captions = [text for prompt in PROMPTS for text in view_prompts(prompt)]
-        sheet = grid(np.concatenate(kept), 2 * len(VIEW_WORDS), captions)
-        write_png(workdir / "samples.png", sheet)
+    prompts = PROMPTS if c.samples.per_view else ()
+    texts = [view_prompts(prompt)[view] for prompt in prompts for view in views]
+    parts = [_labels([parse(prompt)] * len(views), views) for prompt in prompts]
+    if c.samples.random:
+        more, labels = random_captions(keys[0], c.samples.random)
+        texts, parts = texts + more, [*parts, labels]
+    labels = probes.Labels(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+    print(f"drawing {len(texts)} samples of the prior", file=sys.stderr, flush=True)
+    sampling = {"guidance_scale": c.samples.guidance_scale, "steps": c.samples.steps}
+    rgb = sample_texts(prior, params, texts, keys[1], **sampling)
+    print("drawing as many ground-truth renders", file=sys.stderr, flush=True)
+    real = truth.pictures(
+        jax.random.split(keys[2], len(texts)),
+        truth.Subject(labels.kind, np.stack([labels.first, labels.second], -1)),
+        truth.takings_of_views(keys[3], labels.view, ToyboxConfig()),
+    )
+    said = [probes.read(pictures, probe).labels for pictures in (rgb, real)]
+
+    def score(start: int, stop: int, tells=None) -> list[dict[str, Count]]:
+        cut = lambda group: probes.Labels(*(leaf[start:stop] for leaf in group))  # noqa: E731
+        return [probes.score(cut(labels_said), cut(labels), tells=tells) for labels_said in said]
+
+    rows = []
+    for number, prompt in enumerate(prompts):
+        meaning = parse(prompt)
+        counts = score(number * len(views), (number + 1) * len(views))
+        rows.append(Score(prompt, meaning.held_out, tellable(probe, meaning.kind), *counts))
+    scores = [sum_split(f"{name} prompts", rows, held) for name, held in SPLITS if rows]
+    if c.samples.random:
+        start = len(texts) - c.samples.random
+        tells = np.array([tellable(probe, kind) for kind in labels.kind[start:]])
+        counts = score(start, len(texts), tells)
+        scores.append(Score("random held-out captions", True, True, *counts))
+    if rows:
+        first = [n * len(views) + view for n in range(len(rows)) for view in range(len(VIEW_WORDS))]
+        captions = [texts[i] for i in first]
+        write_png(workdir / "samples.png", grid(rgb[first], 2 * len(VIEW_WORDS), captions))
     return scores, rows
 
 
 def _labels(meanings: list[Meaning], views) -> probes.Labels:
     return probes.Labels(*(np.array(column) for column in zip(*meanings, strict=True)), views)
-
-
-def _sample_and_score(c, prior, params, probe, key, texts, labels, can_tell=None):
-    """Counts of samples, of ground truth from random cameras of the same views, and the samples."""
-    keys = jax.random.split(key, 3)
-    rgb = sample_texts(
-        prior,
-        params,
-        texts,
-        keys[0],
-        guidance_scale=c.samples.guidance_scale,
-        steps=c.samples.steps,
-    )
-    subject = truth.Subject(labels.kind, np.stack([labels.first, labels.second], -1))
-    real = truth.pictures(
-        jax.random.split(keys[1], len(texts)),
-        subject,
-        truth.takings_of_views(keys[2], labels.view, ToyboxConfig()),
-    )
-    both = [probes.score(probes.read(p, probe).labels, labels, tells=can_tell) for p in (rgb, real)]
-    return *both, rgb
 
 
 def random_captions(key, count: int) -> tuple[list[str], probes.Labels]:
@@ -341,37 +331,37 @@ def _score_dreams(c: EvaluateConfig, dreams: Path, probe, workdir):
     return rows, looks, skipped
 
 
-def _takings(scene, c: DreamsConfig, textureless: bool) -> truth.Taking:
+@partial(jax.jit, static_argnames=("config", "elevation", "textureless"))
+def _takings(config: CameraConfig, elevation: float, textureless: bool) -> truth.Taking:
     """The eight views, lit from the camera, before grey."""
-    distance, focal = (sum(ends) / 2 for ends in (scene.camera.distance, scene.camera.focal))
+    distance, focal = (sum(ends) / 2 for ends in (config.distance, config.focal))
 
     def one(azimuth):
-        camera = orbit(azimuth, c.elevation, distance, focal)
+        camera = orbit(azimuth, elevation, distance, focal)
         shading = dream.headlight(camera.position)._replace(textureless=jnp.float32(textureless))
         return truth.Taking(camera, shading, Backdrop(*jnp.full((2, 3), BACKDROP)))
 
     return jax.vmap(one)(jnp.array(AZIMUTHS))
 
 
+@partial(jax.jit, static_argnames=("scene", "size"))
+def _draw(scene: StepConfig, params, variance, taking: truth.Taking, size: int):
+    field = field_fn(params, scene)
+    behind = jnp.full((1, 1, 3), BACKDROP)
+
+    def one(t):
+        return render_image(field, t.camera, size, variance, t.shading, behind, scene.render).rgb
+
+    return probes.shrink(jax.lax.map(one, taking))
+
+
 def dream_pictures(
-    settings: dream.DreamConfig, scene, params, c: DreamsConfig
+    settings: dream.DreamConfig, scene: StepConfig, params, c: DreamsConfig
 ) -> tuple[Float[np.ndarray, "v s s 3"], Float[np.ndarray, "v s s 3"]]:
     """A finished dream from `AZIMUTHS`, in colour and textureless, at the probe's size."""
     variance = ramp(scene.encoding.variance, settings.steps, scene.encoding.ramp_steps)
-
-    @jax.jit
-    def draw(params, taking):
-        field = field_fn(params, scene)
-        behind = jnp.full((1, 1, 3), BACKDROP)
-
-        def one(t):
-            return render_image(
-                field, t.camera, c.size, variance, t.shading, behind, scene.render
-            ).rgb
-
-        return probes.shrink(jax.lax.map(one, taking))
-
-    return tuple(np.asarray(draw(params, _takings(scene, c, bare))) for bare in (False, True))
+    takings = (_takings(scene.camera, c.elevation, bare) for bare in (False, True))
+    return tuple(np.asarray(_draw(scene, params, variance, t, c.size)) for t in takings)
 
 
 def truth_pictures(
@@ -385,7 +375,9 @@ def truth_pictures(
     subject = truth.Subject(np.full(count, meaning.kind), colors)
     repeated = lambda leaf: jnp.concatenate([leaf] * c.truths)  # noqa: E731
     return tuple(
-        truth.pictures(keys, subject, jax.tree.map(repeated, _takings(scene, c, bare)))
+        truth.pictures(
+            keys, subject, jax.tree.map(repeated, _takings(scene.camera, c.elevation, bare))
+        )
         for bare in (False, True)
     )
 

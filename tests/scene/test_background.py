@@ -17,7 +17,7 @@ def test_a_backdrop_is_linear_between_its_ends_with_top_in_row_zero():
 
 
 def test_half_of_the_backdrops_are_solid_and_half_grey():
-    drawn = jax.vmap(sample_backdrop)(jax.random.split(jax.random.key(0), 2000))
+    drawn = jax.jit(jax.vmap(sample_backdrop))(jax.random.split(jax.random.key(0), 2000))
     bottom, top = np.asarray(drawn.bottom), np.asarray(drawn.top)
     assert min(bottom.min(), top.min()) >= 0.0 and max(bottom.max(), top.max()) <= 1.0
     assert np.mean(np.all(bottom == top, axis=-1)) == pytest.approx(0.5, abs=0.05)

@@ -14,7 +14,7 @@ RNG = np.random.default_rng(4)
 @pytest.fixture(scope="module")
 def params():
     point = jnp.zeros((1, 3))
-    return Field(CONFIG).init(jax.random.key(0), point, point[:, :1])
+    return jax.jit(Field(CONFIG).init)(jax.random.key(0), point, point[:, :1])
 
 
 def silu(x):

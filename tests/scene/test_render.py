@@ -96,7 +96,7 @@ def rays():
 def network():
     config = FieldConfig(width=16, blocks=1, max_deg=3)
     field = Field(config)
-    params = field.init(jax.random.key(1), jnp.zeros((1, 3)), jnp.zeros((1, 1)))
+    params = jax.jit(field.init)(jax.random.key(1), jnp.zeros((1, 3)), jnp.zeros((1, 1)))
     return field, params
 
 
@@ -196,21 +196,21 @@ def test_normals_of_a_network_against_differences(network):
     field, params = network
     mean = RNG.uniform(-0.6, 0.6, size=(20, 3))
 
-    def density(points):
-        return field.apply(params, jnp.float32(points), LAM[None]).density
+    apply = jax.jit(lambda m: field.apply(params, m, LAM[None]))
 
-    normal, albedo = density_normal(
-        lambda m, v: field.apply(params, m, v), jnp.float32(mean), LAM[None]
-    )
+    def density(points):
+        return apply(jnp.float32(points)).density
+
+    normal, albedo = jax.jit(
+        lambda m: density_normal(lambda m, v: field.apply(params, m, v), m, LAM[None])
+    )(jnp.float32(mean))
     step = 1e-2 * np.eye(3)
     slope = [np.float64(density(mean + d)) - np.float64(density(mean - d)) for d in step]
     slope = np.stack(slope, axis=-1)
     expected = -slope / np.linalg.norm(slope, axis=-1, keepdims=True)
     np.testing.assert_allclose(normal, expected, atol=0.02)
     np.testing.assert_allclose(np.linalg.norm(normal, axis=-1), 1.0, atol=1e-5)
-    np.testing.assert_allclose(
-        albedo, field.apply(params, jnp.float32(mean), LAM[None]).albedo, atol=1e-6
-    )
+    np.testing.assert_allclose(albedo, apply(jnp.float32(mean)).albedo, atol=1e-6)
 
 
 def test_no_slope_gives_no_normal_and_every_gradient_is_finite(rays):

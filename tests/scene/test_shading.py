@@ -57,7 +57,7 @@ def test_lights_keep_their_distance_and_stay_near_the_camera():
     config = LightConfig(distance=(0.8, 1.5), spread=0.3)
     keys = jax.random.split(jax.random.key(0), 2000)
     camera = jnp.array([0.0, 3.0, 0.0])
-    lights = np.asarray(jax.vmap(lambda k: sample_light(k, camera, config))(keys))
+    lights = np.asarray(jax.jit(jax.vmap(lambda k: sample_light(k, camera, config)))(keys))
     distance = np.linalg.norm(lights, axis=-1)
     assert 0.8 - 1e-5 < distance.min() < 0.82 and 1.48 < distance.max() < 1.5 + 1e-5
     cosine = lights[:, 1] / distance
@@ -68,7 +68,8 @@ def test_lights_keep_their_distance_and_stay_near_the_camera():
 def test_looks_come_with_their_probabilities():
     config = ShadingConfig(ambient=0.1, diffuse=0.9, shaded=0.75, textureless=0.5)
     keys = jax.random.split(jax.random.key(1), 4000)
-    drawn = jax.vmap(lambda k: sample_shading(k, jnp.ones(3), LightConfig(), config))(keys)
+    draw = jax.vmap(lambda k: sample_shading(k, jnp.ones(3), LightConfig(), config))
+    drawn = jax.jit(draw)(keys)
     shaded = np.asarray(drawn.diffuse) > 0
     textureless = np.asarray(drawn.textureless) > 0.5
     assert shaded.mean() == pytest.approx(0.75, abs=0.03)
