@@ -27,9 +27,10 @@ def test_half_of_the_backdrops_are_solid_and_half_grey():
 def test_the_learned_background_starts_grey_and_can_learn_a_direction():
     model = BackgroundMLP()
     up, down = jnp.array([0.0, 0.0, 1.0]), jnp.array([0.0, 0.0, -1.0])
-    params = model.init(jax.random.key(0), up)
+    params = jax.jit(model.init)(jax.random.key(0), up)
     np.testing.assert_allclose(model.apply(params, jnp.stack([up, down])), 0.5, atol=1e-6)
 
+    @jax.jit
     def loss(params):
         return jnp.sum(
             (model.apply(params, up) - 0.9) ** 2 + (model.apply(params, down) - 0.1) ** 2

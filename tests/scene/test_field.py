@@ -45,8 +45,9 @@ def test_field_against_numpy(params):
     mean = RNG.uniform(-1, 1, size=(64, 3))
     var = 10.0 ** RNG.uniform(-4, -1, size=(64, 3))
     shaken = jax.tree.map(lambda p: p + 0.3 * RNG.normal(size=p.shape).astype("float32"), params)
+    apply = jax.jit(Field(CONFIG).apply)
     for tried in (params, shaken):
-        found = Field(CONFIG).apply(tried, jnp.float32(mean), jnp.float32(var))
+        found = apply(tried, jnp.float32(mean), jnp.float32(var))
         density, albedo = forward(tried, mean, var)
         np.testing.assert_allclose(found.density, density, rtol=1e-4)
         np.testing.assert_allclose(found.albedo, albedo, atol=1e-5)
@@ -56,7 +57,7 @@ def test_field_against_numpy(params):
 def test_it_starts_as_a_soft_ball_of_the_configured_strength_and_width(params):
     distance = jnp.array([0.0, 0.2, 0.4, 0.9])
     mean = distance[:, None] * jnp.array([1.0, 0.0, 0.0])
-    log_density = np.log(Field(CONFIG).apply(params, mean, jnp.full((4, 1), 0.05)).density)
+    log_density = np.log(jax.jit(Field(CONFIG).apply)(params, mean, jnp.full((4, 1), 0.05)).density)
     expected = 5.0 * np.exp(-0.5 * (np.asarray(distance) / 0.2) ** 2) - 1.0
     np.testing.assert_allclose(log_density, expected, atol=0.5)
     assert np.all(np.diff(log_density) < -0.3)
@@ -64,10 +65,10 @@ def test_it_starts_as_a_soft_ball_of_the_configured_strength_and_width(params):
 
 def test_any_batch_shape_and_a_narrow_dtype(params):
     mean = jnp.float32(RNG.uniform(-1, 1, size=(2, 3, 4, 3)))
-    out = Field(CONFIG).apply(params, mean, jnp.full((2, 3, 4, 1), 0.01))
+    out = jax.jit(Field(CONFIG).apply)(params, mean, jnp.full((2, 3, 4, 1), 0.01))
     assert out.density.shape == (2, 3, 4) and out.albedo.shape == (2, 3, 4, 3)
     narrow = FieldConfig(**{**CONFIG.__dict__, "dtype": "bfloat16"})
-    half = Field(narrow).apply(params, mean, jnp.full((2, 3, 4, 1), 0.01))
+    half = jax.jit(Field(narrow).apply)(params, mean, jnp.full((2, 3, 4, 1), 0.01))
     assert half.density.dtype == half.albedo.dtype == jnp.float32
     np.testing.assert_allclose(half.albedo, out.albedo, atol=0.02)
     assert np.any(half.albedo != out.albedo)

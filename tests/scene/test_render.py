@@ -155,10 +155,9 @@ def test_few_normals_are_close_on_a_surface(rays):
         config = RenderConfig(samples=32, normal_samples=normal_samples)
         return render_rays(soft_ball, rays, None, LAM, look(), BACKGROUND, config)
 
-    full, few, one = picture(32), picture(4), picture(1)
+    full, few = picture(32), picture(4)
     error = np.abs(few.rgb - full.rgb)
     assert error.max() < 0.03 and error.mean() < 0.0025
-    assert error.mean() < np.abs(one.rgb - full.rgb).mean()
     np.testing.assert_allclose(few.normal, full.normal, atol=0.06)
     for name in ("albedo", "depth", "opacity"):
         np.testing.assert_array_equal(getattr(few, name), getattr(full, name))
@@ -187,9 +186,9 @@ def test_uniform_fog_has_the_opacity_of_its_chord_and_nothing_beyond_the_sphere(
         expected = -np.expm1(-0.7 * (np.float64(far) - np.float64(near)))
         assert np.any(expected == 0) and np.any(expected > 0.6)
         np.testing.assert_allclose(seen.opacity, expected, atol=1e-5)
-        empty = render_rays(only_beyond, rays, key, LAM, look(), BACKGROUND, config)
-        np.testing.assert_array_equal(empty.opacity, 0.0)
-        np.testing.assert_array_equal(empty.rgb, np.broadcast_to(BACKGROUND, empty.rgb.shape))
+    empty = render_rays(only_beyond, rays, jax.random.key(3), LAM, look(), BACKGROUND, config)
+    np.testing.assert_array_equal(empty.opacity, 0.0)
+    np.testing.assert_array_equal(empty.rgb, np.broadcast_to(BACKGROUND, empty.rgb.shape))
 
 
 def test_normals_of_a_network_against_differences(network):
@@ -283,7 +282,7 @@ def test_a_view_in_a_batch_is_what_it_is_alone():
         jnp.array([0.0, 0.0, 1.0]),
     )
     behind = jnp.float32(RNG.uniform(size=(3, 4, 4, 3)))
-    config = RenderConfig(samples=8, normal_samples=3, chunk=10)
+    config = RenderConfig(samples=8, normal_samples=3, chunk=20)
     together = render_rays(soft_ball, rays, keys, LAM, shading, behind, config)
     for v in range(3):
         one = Rays(*(leaf[v] for leaf in rays))
