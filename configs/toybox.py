@@ -43,7 +43,7 @@ def get_config() -> config_dict.ConfigDict:
         dtype="float32",
     )
     config.encoding = group(variance=(5e-2, 6e-3), ramp_steps=200)
-    config.render = group(samples=32, normal_samples=4, radius=1.0, frustum=False, chunk=1024)
+    config.render = group(samples=32, normal_samples=4, radius=1.0, frustum=False, chunk=256)
     config.camera = group(
         distance=(2.8, 3.4),
         elevation=(-10.0, 80.0),
