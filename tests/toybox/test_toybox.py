@@ -11,7 +11,7 @@ from dreamjax.scene.shading import Shading
 from dreamjax.toybox import captions, draw
 from dreamjax.toybox.kinds import COLORS, KINDS
 from dreamjax.toybox.primitives import ellipsoid, pack, signed_distance
-from dreamjax.toybox.render import SURFACE, render
+from dreamjax.toybox.render import render
 
 SIZE = 24
 
@@ -38,25 +38,33 @@ def test_objects_fit_the_unit_sphere_and_are_not_empty(kind):
     assert np.linalg.norm(grid[inside], axis=1).max() <= 1.0
 
 
-def test_a_ball_has_its_closed_form_silhouette_depth_and_normals():
-    shape, radius, distance, focal = pack([ellipsoid((0, 0, 0), (0.6,) * 3, 0)]), 0.6, 3.0, 1.3
-    camera = orbit(30.0, 20.0, distance, focal)
+RADIUS, DISTANCE, FOCAL = 0.6, 3.0, 1.3
+
+
+@pytest.fixture(scope="module")
+def ball():
+    """A ball's picture with the light at the camera, and the direction towards both."""
+    camera = orbit(30.0, 20.0, DISTANCE, FOCAL)
     light = Shading(camera.position, jnp.float32(0.2), jnp.float32(0.8), jnp.float32(0.0))
     backdrop = Backdrop(jnp.zeros(3), jnp.zeros(3))
+    shape = pack([ellipsoid((0, 0, 0), (RADIUS,) * 3, 0)])
     picture = jax.jit(lambda: render(shape, jnp.ones((7, 3)), camera, light, backdrop, 64))()
+    return picture, np.asarray(camera.position) / DISTANCE
 
-    def area(radius):
-        """Of a ball's picture, as a share of the image."""
-        return np.pi * (focal * radius) ** 2 / (distance**2 - radius**2)
 
-    # A ray that grazes the ball within SURFACE counts as a hit.
-    assert 0.995 * area(radius) < picture.mask.mean() < area(radius + SURFACE)
+def test_a_ball_has_its_closed_form_depth_normals_and_light(ball):
+    picture, towards = ball
     middle = picture.depth[31:33, 31:33].mean()
-    assert middle == pytest.approx(distance - radius, abs=2e-3)
-    towards = np.asarray(camera.position) / distance
+    assert middle == pytest.approx(DISTANCE - RADIUS, abs=2e-3)
     np.testing.assert_allclose(picture.normal[31:33, 31:33].mean((0, 1)), towards, atol=2e-2)
     # The light is at the camera: full in the middle, ambient alone at the rim.
     assert picture.rgb[32, 32, 0] == pytest.approx(1.0, abs=5e-3)
+
+
+@pytest.mark.xfail(strict=True, reason="grazing rays within SURFACE count as hits: 1.7 % too much")
+def test_a_ball_has_its_closed_form_silhouette(ball):
+    seen_radius = FOCAL * RADIUS / np.sqrt(DISTANCE**2 - RADIUS**2)
+    assert ball[0].mask.mean() == pytest.approx(np.pi * seen_radius**2, rel=0.01)
 
 
 def test_pictures_agree_with_their_ground_truth(examples):

@@ -1,5 +1,7 @@
 """Exact resume, and checkpoints that are damaged or of another architecture."""
 
+import gc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,16 @@ from dreamjax.errors import UserError
 from dreamjax.training.checkpoint import Checkpoints
 from dreamjax.training.optimizer import OptimizerConfig, apply_gradients, make_optimizer
 from dreamjax.training.state import init_prior_state
+
+# What Orbax was still reading of a damaged checkpoint calls back into an event loop that it closed.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def collected_here():
+    yield
+    gc.collect()  # those callbacks must not turn up in another file's test
+
 
 TX = make_optimizer(OptimizerConfig(warmup_steps=3, clip_norm=1.0, weight_decay=0.01), 20)
 
