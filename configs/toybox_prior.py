@@ -2,7 +2,7 @@
 
     python -m dreamjax.main --config=configs/toybox_prior.py --workdir=runs/toybox_prior
 
-`scripts/train_toybox_prior` wraps this. It draws 65,536 pictures once (3 to 10 minutes),
+`scripts/train_toybox_prior` wraps this. It draws 131,072 pictures once (5 to 15 minutes),
 then trains. On an accelerator, draw each batch inside the step instead:
 
     --config.data.on_device=True --config.unet.dtype=bfloat16 --config.batch_size=512 \
@@ -17,11 +17,12 @@ def get_config() -> config_dict.ConfigDict:
     config = config_dict.ConfigDict()
     config.task = "train_prior"
     config.seed = 0
-    config.steps = 6000
+    config.steps = 10000
     config.batch_size = 32
     config.caption_dropout = 0.1
     config.ema_decay = 0.999
     config.warm_start = ""
+    config.reading_steps = 600
     # On a CPU a training step runs ten times slower inside XLA's loop; on accelerators take 10.
     config.steps_per_dispatch = 1
     config.log_every = 50
@@ -29,14 +30,20 @@ def get_config() -> config_dict.ConfigDict:
     config.eval_examples = 512
     config.checkpoint_every = 250
     config.data = config_dict.ConfigDict(
-        dict(size=32, dir="~/.cache/dreamjax", counts=(65536, 2048, 2048), on_device=False)
+        dict(size=32, dir="~/.cache/dreamjax", counts=(131072, 2048, 2048), on_device=False)
     )
     config.unet = config_dict.ConfigDict(
-        dict(channels=32, channel_mults=(1, 4, 8), middle_blocks=2, dtype="float32")
+        dict(
+            channels=64,
+            channel_mults=(1, 2, 4),
+            middle_blocks=2,
+            attention_levels=(2,),
+            dtype="float32",
+        )
     )
     config.optimizer = config_dict.ConfigDict(
         dict(
-            learning_rate=8e-4,
+            learning_rate=1e-3,
             final_learning_rate=1e-5,
             warmup_steps=200,
             b1=0.9,

@@ -12,6 +12,17 @@ def uniform(key: Key[Array, ""], shape: tuple[int, ...], low, high) -> Int[Array
     return jax.random.randint(key, shape, low, high)
 
 
+def central(key: Key[Array, ""], shape: tuple[int, ...], low, high) -> Int[Array, "..."]:
+    """Draw t from low..high-1, the middle more often than the ends: density 6 u (1 - u).
+
+    The median of three even draws has this density (Beta(2, 2)). A v-loss is largest at both ends,
+    where little can be learnt; the shapes of objects are decided between (compare the log-normal
+    noise levels of EDM, arXiv 2206.00364 section 5).
+    """
+    u = jnp.median(jax.random.uniform(key, (3, *shape)), axis=0)
+    return jnp.minimum(low + jnp.floor(u * (high - low)).astype(jnp.int32), high - 1)
+
+
 def stratified(key: Key[Array, ""], count: int, low, high) -> Int[Array, " count"]:
     """Draw count times from low..high-1, one in each of count equal parts; low, high may be traced.
 

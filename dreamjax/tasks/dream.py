@@ -1,6 +1,7 @@
 """`task = dream`: a sentence becomes a 3D object."""
 
 import dataclasses
+import functools
 import json
 import time
 from pathlib import Path
@@ -34,14 +35,9 @@ from dreamjax.scene.render import RenderConfig, render_image
 from dreamjax.scene.shading import LightConfig, Shading, ShadingConfig
 from dreamjax.training import parallel
 from dreamjax.training.checkpoint import Checkpoints
-from dreamjax.training.interrupt import Interrupt
-from dreamjax.training.metrics import Log, Progress, read_history
-from dreamjax.training.optimizer import (
-    OptimizerConfig,
-    apply_gradients,
-    check_skipped,
-    make_optimizer,
-)
+from dreamjax.training.loop import spent, train
+from dreamjax.training.metrics import Progress, read_history
+from dreamjax.training.optimizer import OptimizerConfig, apply_gradients, make_optimizer
 
 ANGLES = tuple(view[1:] for view in SHEET_VIEWS)
 
@@ -159,14 +155,12 @@ def run(config, workdir: str) -> None:
     objective_params = sds_params(prior, prior_params, c.prompt, c.negative_prompt)
     workdir = check_workdir(workdir, config, harmless=("export", "log_every", "checkpoint_every"))
 
-    began = time.monotonic()
     scene = step_config(c)
     tx = make_optimizer(c.optimizer, c.steps)
     base_key = jax.random.key(c.seed)
     state = init_scene(base_key, scene, tx)
     checkpoints = Checkpoints(workdir / "checkpoints")
     state = checkpoints.restore_latest(state) or state
-    start = int(state.step)
 
     index = parallel.split_indices(c.batch_views, devices)
     state, objective_params, base_key = parallel.replicate(
@@ -174,36 +168,33 @@ def run(config, workdir: str) -> None:
     )
     update = lambda *args: apply_gradients(tx, *args)  # noqa: E731
     draw_views = _view_renderer(scene, c.export.preview_size)
-    log = Log(workdir, start)
-    try:
-        with Progress(c.steps, start, show=("opacity", "grad_norm")) as bar, Interrupt() as stop:
-            for phase in (p for p in cuts if p.stop > start):
-                step = make_sds_step(
-                    objective, scene, update, parallel.mean, phase.size, phase.shaded
-                )
-                sds_step = parallel.pmap(
-                    parallel.repeat(step, c.steps_per_dispatch), devices, shared=2
-                )
-                for now in range(max(start, phase.start), phase.stop, c.steps_per_dispatch):
-                    state, metrics = sds_step(state, index, objective_params, base_key)
-                    done = now + c.steps_per_dispatch
-                    if done % c.log_every < c.steps_per_dispatch:
-                        check_skipped(metrics, done)
-                        log.scalars(done, metrics)
-                    bar.update(done, metrics)
-                    if done % c.export.views_every < c.steps_per_dispatch:
-                        _write_views(workdir, draw_views(parallel.first_copy(state.params), done))
-                    if done % c.checkpoint_every < c.steps_per_dispatch or done == c.steps:
-                        checkpoints.save(done, state)
-                    stop.check()
-    except KeyboardInterrupt:
-        checkpoints.save(int(state.step), state)
-        print(f"saved step {int(state.step)}; the same command goes on from there")
-        raise
-    finally:
-        log.close()
-    params = parallel.first_copy(state.params)
-    _export(workdir, c, scene, params, to_plain(config), time.monotonic() - began)
+
+    @functools.cache
+    def compiled(phase: Phase):
+        step = make_sds_step(objective, scene, update, parallel.mean, phase.size, phase.shaded)
+        return parallel.pmap(parallel.repeat(step, c.steps_per_dispatch), devices, shared=2)
+
+    def take(step, state):
+        phase = next(phase for phase in cuts if step < phase.stop)
+        return compiled(phase)(state, index, objective_params, base_key)
+
+    def after(done, state, bar, log):
+        if done % c.export.views_every < c.steps_per_dispatch:
+            _write_views(workdir, draw_views(parallel.first_copy(state.params), done))
+
+    state = train(
+        take,
+        state,
+        workdir,
+        checkpoints,
+        steps=c.steps,
+        steps_per_dispatch=c.steps_per_dispatch,
+        log_every=c.log_every,
+        checkpoint_every=c.checkpoint_every,
+        show=("opacity", "grad_norm"),
+        after=after,
+    )
+    _export(workdir, c, scene, parallel.first_copy(state.params), to_plain(config))
 
 
 def headlight(camera_position) -> Shading:
@@ -246,7 +237,7 @@ def _write_views(workdir: Path, seen) -> None:
     write_png(workdir / "views.png", sheet)
 
 
-def _export(workdir: Path, c: DreamConfig, scene: StepConfig, params, settings, seconds) -> None:
+def _export(workdir: Path, c: DreamConfig, scene: StepConfig, params, settings) -> None:
     """Write views, turntable, mesh and report, and say so."""
     began = time.monotonic()
     _write_views(workdir, _view_renderer(scene, c.export.views_size)(params, c.steps))
@@ -288,7 +279,7 @@ def _export(workdir: Path, c: DreamConfig, scene: StepConfig, params, settings, 
             for name in ("opacity", "grad_norm", "residual_norm")
         },
         settings=settings,
-        seconds=seconds + time.monotonic() - began,
+        seconds=spent(workdir) + time.monotonic() - began,
         facts={},
     )
     write_report(workdir / "report.html", report)

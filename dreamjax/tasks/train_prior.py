@@ -1,9 +1,9 @@
 """`task = train_prior`: train the text-conditional UNet and its text encoder on the toybox.
 
-The loss is v-prediction's mean square (arXiv 2202.00512) at t uniform in 0..T-1; captions are
-dropped
-for classifier-free guidance. Batches come from the data set on disk, or, with `data.on_device`,
-straight from the renderer inside the step.
+The text encoder first learns to read captions (`tasks.reading`), then all is trained together. The
+loss is v-prediction's mean square (arXiv 2202.00512), at t drawn mostly from the middle of 0..T-1;
+captions are dropped for classifier-free guidance. Batches come from the data set on disk, or, with
+`data.on_device`, straight from the renderer inside the step.
 """
 
 import dataclasses
@@ -17,12 +17,13 @@ from jaxtyping import Array, Float, Int
 
 from dreamjax.config import build, check_workdir
 from dreamjax.diffusion.losses import v_loss
-from dreamjax.diffusion.timesteps import uniform
+from dreamjax.diffusion.timesteps import central
 from dreamjax.errors import UserError
 from dreamjax.export.sheet import grid, write_png
 from dreamjax.nets.text import TextConfig
 from dreamjax.nets.unet import UNetConfig
 from dreamjax.priors import toybox as toybox_prior
+from dreamjax.tasks.reading import learn_to_read
 from dreamjax.tasks.sampling import sample_texts
 from dreamjax.toybox.captions import MAX_WORDS, VOCABULARY
 from dreamjax.toybox.draw import draw_example
@@ -30,14 +31,8 @@ from dreamjax.toybox.pictures import SEEDS, Labelled
 from dreamjax.toybox.pictures import draw as draw_pictures
 from dreamjax.training import parallel
 from dreamjax.training.checkpoint import Checkpoints
-from dreamjax.training.interrupt import Interrupt
-from dreamjax.training.metrics import Log, Progress
-from dreamjax.training.optimizer import (
-    OptimizerConfig,
-    apply_gradients,
-    check_skipped,
-    make_optimizer,
-)
+from dreamjax.training.loop import train
+from dreamjax.training.optimizer import OptimizerConfig, apply_gradients, make_optimizer
 from dreamjax.training.state import PriorState, ema_update, init_prior_state
 
 
@@ -61,6 +56,7 @@ class TrainPriorConfig:
     caption_dropout: float = 0.1
     ema_decay: float = 0.999
     warm_start: str = ""  # "shipped", or the path of a safetensors file
+    reading_steps: int = 0  # on captions alone, before the first picture
     steps_per_dispatch: int = 10
     log_every: int = 50
     eval_every: int = 1000
@@ -102,44 +98,41 @@ def run(config, workdir: str) -> None:
     devices = parallel.devices_for(c.batch_size)
     workdir = check_workdir(workdir, config, harmless=("log_every", "checkpoint_every"))
     tx = make_optimizer(c.optimizer, c.steps)
-    state = init_prior_state(params, tx)
     checkpoints = Checkpoints(workdir / "checkpoints")
-    state = checkpoints.restore_latest(state) or state
+    state = checkpoints.restore_latest(init_prior_state(params, tx))
+    if state is None:
+        if c.reading_steps:
+            key = jax.random.key(c.seed)
+            params["text"], _ = learn_to_read(c.text, params["text"], key, c.reading_steps)
+        state = init_prior_state(params, tx)
 
     step_fn = parallel.pmap(parallel.scan(make_step(prior, c, tx)), devices)
     batches = _batches(c, devices)
     evaluate = _evaluator(prior, c)
-    base_key = jax.random.key(c.seed)
-    start = int(state.step)
-    state, base_key = parallel.replicate((state, base_key), devices)
-    log = Log(workdir, start)
-    try:
-        with Progress(c.steps, start, show=("loss", "grad_norm")) as bar, Interrupt() as stop:
-            for step in range(start, c.steps, c.steps_per_dispatch):
-                state, metrics = step_fn(state, batches(step), base_key)
-                done = step + c.steps_per_dispatch
-                if done % c.log_every == 0:
-                    check_skipped(metrics, done)
-                    log.scalars(done, metrics)
-                bar.update(done, metrics)
-                if done % c.checkpoint_every == 0 or done == c.steps:
-                    checkpoints.save(done, state)
-                    ema = parallel.first_copy(state.ema)
-                    toybox_prior.save(workdir / "prior.safetensors", prior, ema)
-                if done % c.eval_every == 0 or done == c.steps:
-                    ema = parallel.first_copy(state.ema)
-                    losses = evaluate(ema)
-                    log.scalars(done, losses)
-                    shown = "  ".join(f"{k} {v:.4f}" for k, v in losses.items())
-                    bar.note(f"step {done}: {shown}")
-                    _show_samples(prior, ema, c, workdir, done)
-                stop.check()
-    except KeyboardInterrupt:
-        checkpoints.save(int(state.step), state)
-        print(f"saved step {int(state.step)}; the same command goes on from there")
-        raise
-    finally:
-        log.close()
+    state, base_key = parallel.replicate((state, jax.random.key(c.seed)), devices)
+
+    def after(done, state, bar, log):
+        ema = parallel.first_copy(state.ema)
+        if done % c.checkpoint_every == 0 or done == c.steps:
+            toybox_prior.save(workdir / "prior.safetensors", prior, ema)
+        if done % c.eval_every == 0 or done == c.steps:
+            losses = evaluate(ema)
+            log.scalars(done, losses)
+            bar.note(f"step {done}: " + "  ".join(f"{k} {v:.4f}" for k, v in losses.items()))
+            _show_samples(prior, ema, c, workdir, done)
+
+    train(
+        lambda step, state: step_fn(state, batches(step), base_key),
+        state,
+        workdir,
+        checkpoints,
+        steps=c.steps,
+        steps_per_dispatch=c.steps_per_dispatch,
+        log_every=c.log_every,
+        checkpoint_every=c.checkpoint_every,
+        show=("loss", "grad_norm"),
+        after=after,
+    )
     print(f"wrote {workdir / 'prior.safetensors'}")
 
 
@@ -198,7 +191,7 @@ def make_step(prior, c: TrainPriorConfig, tx):
     def draw(key):
         key_t, key_eps, key_drop, key_example = jax.random.split(key, 4)
         shape = (c.data.size, c.data.size, 3)
-        t = uniform(key_t, (), 0, prior.schedule.num_steps)
+        t = central(key_t, (), 0, prior.schedule.num_steps)
         dropped = jax.random.bernoulli(key_drop, c.caption_dropout)
         return t, jax.random.normal(key_eps, shape), dropped, key_example
 

@@ -25,14 +25,9 @@ from dreamjax.toybox.kinds import KINDS
 from dreamjax.toybox.pictures import Labelled, draw_chunks
 from dreamjax.training import parallel
 from dreamjax.training.checkpoint import Checkpoints
-from dreamjax.training.interrupt import Interrupt
-from dreamjax.training.metrics import Log, Progress
-from dreamjax.training.optimizer import (
-    OptimizerConfig,
-    apply_gradients,
-    check_skipped,
-    make_optimizer,
-)
+from dreamjax.training.loop import train
+from dreamjax.training.metrics import Progress
+from dreamjax.training.optimizer import OptimizerConfig, apply_gradients, make_optimizer
 from dreamjax.training.state import PriorState, ema_update, init_prior_state
 
 LOOKS = ("albedo", "shaded", "textureless")
@@ -120,40 +115,27 @@ def _drawn(split: str, count: int) -> Labelled:
 def _train(c, net, tx, state: PriorState, data: Labelled, checkpoints, workdir) -> PriorState:
     devices = parallel.devices_for(c.batch_size)
     step_fn = parallel.pmap(parallel.scan(make_step(net, c, tx)), devices)
-    index = np.arange(c.batch_size, dtype=np.int32)
-    base_key = jax.random.key(c.seed)
-    start = int(state.step)
-    log = Log(workdir, start)
-    try:
-        with Interrupt() as interrupt, Progress(c.steps, start, ("loss", "grad_norm")) as bar:
-            for step in range(start, c.steps, c.steps_per_dispatch):
-                rows = np.stack(
-                    [
-                        np.random.default_rng([c.seed, step + i]).integers(
-                            len(data.kind), size=c.batch_size
-                        )
-                        for i in range(c.steps_per_dispatch)
-                    ]
-                )
-                batch = jax.tree.map(lambda leaf: leaf[rows], data)  # noqa: B023
-                batch = (np.broadcast_to(index, rows.shape), batch)
-                batch = parallel.split_batch(batch, devices, c.steps_per_dispatch)
-                state, metrics = step_fn(state, batch, base_key)
-                done = step + c.steps_per_dispatch
-                if done % c.log_every == 0:
-                    check_skipped(metrics, done)
-                    log.scalars(done, metrics)
-                bar.update(done, metrics)
-                if done % c.checkpoint_every == 0 or done == c.steps:
-                    checkpoints.save(done, state)
-                interrupt.check()
-    except KeyboardInterrupt:
-        checkpoints.save(int(state.step), state)
-        print(f"\nsaved at step {int(state.step)}; the same command goes on from there")
-        raise
-    finally:
-        log.close()
-    return state
+    state, base_key = parallel.replicate((state, jax.random.key(c.seed)), devices)
+    shape = (c.steps_per_dispatch, c.batch_size)
+    index = np.broadcast_to(np.arange(c.batch_size, dtype=np.int32), shape)
+
+    def take(step, state):
+        draws = [np.random.default_rng([c.seed, step + i]) for i in range(shape[0])]
+        rows = np.stack([draw.integers(len(data.kind), size=shape[1]) for draw in draws])
+        batch = (index, jax.tree.map(lambda leaf: leaf[rows], data))
+        return step_fn(state, parallel.split_batch(batch, devices, shape[0]), base_key)
+
+    return train(
+        take,
+        state,
+        workdir,
+        checkpoints,
+        steps=c.steps,
+        steps_per_dispatch=c.steps_per_dispatch,
+        log_every=c.log_every,
+        checkpoint_every=c.checkpoint_every,
+        show=("loss", "grad_norm"),
+    )
 
 
 def soften(

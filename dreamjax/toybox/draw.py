@@ -107,7 +107,7 @@ def build_shape(key: Key[Array, ""], kind: Int[Array, ""]) -> Shape:
     return jax.lax.switch(kind, [lambda k, b=entry.build: pack(b(k)) for entry in KINDS], key)
 
 
-def _draw_form(key: Key[Array, ""], usual: Array, textureless: Array, plain: float) -> Array:
+def draw_form(key: Key[Array, ""], usual: Array, textureless: Array, plain: float) -> Array:
     """Which caption form fits: textureless pictures are never described by colours."""
     key_one, key_plain, key_clay = jax.random.split(key, 3)
     share_one = jnp.where(usual, 0.85, 0.05)
@@ -135,7 +135,7 @@ def draw_example(
     shading = sample_shading(keys[2], camera.position, config.light, config.shading)
     view = view_index(camera.azimuth, camera.elevation)
     usual = colors[1] == jnp.asarray(_USUAL)[kind, colors[0]]
-    form = _draw_form(keys[3], usual, shading.textureless > 0.5, config.plain)
+    form = draw_form(keys[3], usual, shading.textureless > 0.5, config.plain)
     picture = render(
         build_shape(keys[4], kind),
         draw_palette(keys[5], colors),

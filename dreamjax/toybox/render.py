@@ -14,7 +14,7 @@ from dreamjax.toybox.primitives import Shape, signed_distance
 
 BOUND = 1.0
 MARCH_STEPS = 36
-SURFACE = 0.02
+SURFACE = 0.03
 
 
 class Picture(NamedTuple):
@@ -62,9 +62,12 @@ def render(
         jax.jvp(lambda v, k=k: signed_distance(shape, _replaced(point, k, v))[0], (p,), (one,))[1]
         for k, (p, one) in enumerate((p, jnp.ones_like(p)) for p in point)
     ]
-    hit = meets & (distance < SURFACE) & (dist < far)
     normal = jnp.stack(gradient, axis=-1)
     normal = normal / jnp.maximum(jnp.linalg.norm(normal, axis=-1, keepdims=True), 1e-6)
+    # A ray that ends near the surface hits it only if it still heads for it: one that grazes past
+    # is as near, but runs along it.
+    towards = jnp.maximum(-jnp.sum(normal * direction, axis=-1), 0.0)
+    hit = meets & (distance < SURFACE * towards) & (dist < far)
     albedo = palette[part]
     shaded = lambertian(albedo, normal, jnp.stack(point, axis=-1), shading)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dreamjax.diffusion.schedule import linear
-from dreamjax.diffusion.timesteps import from_fractions, stratified, uniform
+from dreamjax.diffusion.timesteps import central, from_fractions, stratified, uniform
 
 
 def test_uniform_is_even_over_the_half_open_range():
@@ -15,6 +15,15 @@ def test_uniform_is_even_over_the_half_open_range():
     counts = np.bincount(np.asarray(t), minlength=8)
     assert counts[:3].sum() == counts[7:].sum() == 0
     assert (np.abs(counts[3:7] - 5000) < 5 * np.sqrt(20000 * 0.25 * 0.75)).all()
+
+
+def test_central_draws_have_the_density_of_beta_2_2():
+    t = np.asarray(jax.jit(central, static_argnums=1)(jax.random.key(3), (40000,), 5, 13))
+    edges = np.arange(9) / 8
+    expected = np.diff(3 * edges**2 - 2 * edges**3)
+    assert t.min() == 5 and t.max() == 12
+    share = np.bincount(t - 5, minlength=8) / len(t)
+    assert (np.abs(share - expected) < 5 * np.sqrt(expected / len(t))).all()
 
 
 @pytest.mark.parametrize(
