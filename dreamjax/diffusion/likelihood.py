@@ -1,9 +1,11 @@
 """The variational bound on -log p(x_0) and its terms (DDPM eq. 5), in nats per dimension.
 
 Symbols: L_T compares q(x_T | x_0) with a standard normal, L_{t-1} the posterior with the model's
-reverse step, L_0 decodes x_0 in [-1, 1] as one of 256 levels. t is an integer index 0..T-1, one
-less than the paper's, so the term at index t is the paper's L_t, and index 0 is the decoder's.
-`predict(x_t, t) -> eps_hat` is the network.
+reverse step, L_0 decodes x_0 in [-1, 1] as one of `levels` values (256 for photographs). t is an
+integer index 0..T-1, one less than the paper's, so the term at index t is the paper's L_t, and
+index 0 is the decoder's. Nothing is dropped: the constants of the variances that many derivations
+leave out are in every term, and with a network's exact mean and variance the sum is -log p(x_0).
+`net(x_t, t) -> output` is the network, which a `reverse.Parameterisation` reads.
 """
 
 from collections.abc import Callable
@@ -15,10 +17,10 @@ import numpy as np
 from jax.scipy.special import log_ndtr
 from jaxtyping import Array, Float, Int, Key
 
-from dreamjax.diffusion.process import Gaussian, posterior, q_sample, reverse
+from dreamjax.diffusion.process import posterior, q_sample
+from dreamjax.diffusion.reverse import Parameterisation, Reverse, reverse
 from dreamjax.diffusion.schedule import Schedule, extract
-
-HALF_BIN = 1.0 / 255.0  # half the distance of two of the 256 levels that span [-1, 1]
+from dreamjax.errors import UserError
 
 
 class Bound(NamedTuple):
@@ -51,24 +53,30 @@ def gaussian_kl(
 
 
 def discretised_gaussian_log_likelihood(
-    x_0: Float[Array, "..."], mean: Float[Array, "..."], log_std: Float[Array, "..."]
+    x_0: Float[Array, "..."],
+    mean: Float[Array, "..."],
+    log_std: Float[Array, "..."],
+    levels: int = 256,
 ) -> Float[Array, "..."]:
     """Log of a Gaussian's mass in the bin of x_0, element by element, in nats (DDPM eq. 13).
 
-    x_0 is on the 256 levels in [-1, 1]; the bins of the two end levels, beyond +-0.999, are open.
-    The normal distribution function is exact, and so is its logarithm far out in the tails.
+    x_0 is one of `levels` values evenly spaced in [-1, 1]; the bins of the two at the ends are
+    open. The normal distribution function is exact, and so is its logarithm far out in the tails.
+    Raises UserError for fewer than two levels.
     """
+    if levels < 2:
+        raise UserError(f"levels must be at least 2; got {levels}")
+    half_bin = 1.0 / (levels - 1)
+    end = 1.0 - 0.25 * half_bin  # 0.999 with 256 levels
     inverse_std = jnp.exp(-log_std)
-    upper = (x_0 - mean + HALF_BIN) * inverse_std
-    lower = (x_0 - mean - HALF_BIN) * inverse_std
+    upper = (x_0 - mean + half_bin) * inverse_std
+    lower = (x_0 - mean - half_bin) * inverse_std
     # Mirrored onto the negative side, where log_ndtr keeps its relative accuracy.
     mirror = upper + lower > 0.0
     log_near = log_ndtr(jnp.where(mirror, -lower, upper))
     log_far = log_ndtr(jnp.where(mirror, -upper, lower))
     inside = log_near + _log1mexp(log_near - log_far)
-    return jnp.where(
-        x_0 < -0.999, log_ndtr(upper), jnp.where(x_0 > 0.999, log_ndtr(-lower), inside)
-    )
+    return jnp.where(x_0 < -end, log_ndtr(upper), jnp.where(x_0 > end, log_ndtr(-lower), inside))
 
 
 def prior_term(schedule: Schedule, x_0: Float[Array, "b ..."]) -> Float[Array, " b"]:
@@ -79,10 +87,13 @@ def prior_term(schedule: Schedule, x_0: Float[Array, "b ..."]) -> Float[Array, "
     return _mean_per_example(gaussian_kl(mean, log_var, 0.0, 0.0))
 
 
-def decoder_term(x_0: Float[Array, "b ..."], model: Gaussian) -> Float[Array, " b"]:
+def decoder_term(
+    x_0: Float[Array, "b ..."], model: Reverse, levels: int = 256
+) -> Float[Array, " b"]:
     """L_0, minus the mean log-likelihood of x_0's levels, nats per dimension (DDPM eq. 13)."""
     log_std = 0.5 * model.log_var
-    return -_mean_per_example(discretised_gaussian_log_likelihood(x_0, model.mean, log_std))
+    log_likelihood = discretised_gaussian_log_likelihood(x_0, model.mean, log_std, levels)
+    return -_mean_per_example(log_likelihood)
 
 
 def transition_term(
@@ -90,7 +101,7 @@ def transition_term(
     x_0: Float[Array, "b ..."],
     x_t: Float[Array, "b ..."],
     t: Int[Array, " b"],
-    model: Gaussian,
+    model: Reverse,
 ) -> Float[Array, " b"]:
     """L_{t-1}, mean KL of the posterior from the model's step, nats per dimension (DDPM eq. 5).
 
@@ -105,32 +116,30 @@ def bound_term(
     x_0: Float[Array, "b ..."],
     x_t: Float[Array, "b ..."],
     t: Int[Array, " b"],
-    model: Gaussian,
+    model: Reverse,
+    levels: int = 256,
 ) -> Float[Array, " b"]:
     """L_0 where t = 0, else L_{t-1}, nats per dimension."""
     transition = transition_term(schedule, x_0, x_t, t, model)
-    return jnp.where(t == 0, decoder_term(x_0, model), transition)
+    return jnp.where(t == 0, decoder_term(x_0, model, levels), transition)
 
 
 def bound(
-    predict: Callable[[Array, Array], Array],
+    net: Callable[[Array, Array], Array],
     schedule: Schedule,
+    p: Parameterisation,
     x_0: Float[Array, "b ..."],
     key: Key[Array, ""],
-    log_variance: np.ndarray,
-    clip_x0: bool = True,
+    levels: int = 256,
 ) -> Bound:
-    """Estimate every term of the bound with one draw of x_t each, T network calls (DDPM eq. 5).
-
-    log_variance [T] is the model's fixed variance, as in `process.reverse`.
-    """
+    """Estimate every term of the bound with one draw of x_t each, T network calls (DDPM eq. 5)."""
 
     def term(index):
         t = jnp.full(x_0.shape[:1], index)
         eps = jax.random.normal(jax.random.fold_in(key, index), x_0.shape)
         x_t = q_sample(schedule, x_0, t, eps)
-        model = reverse(schedule, x_t, t, predict(x_t, t), log_variance, clip_x0)
-        return bound_term(schedule, x_0, x_t, t, model)
+        model = reverse(schedule, p, x_t, t, net(x_t, t))
+        return bound_term(schedule, x_0, x_t, t, model, levels)
 
     terms = jax.lax.map(term, jnp.arange(schedule.num_steps))
     return Bound(prior_term(schedule, x_0), terms.T)

@@ -9,12 +9,9 @@ determine x_0 at all.
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dreamjax.diffusion.schedule import Schedule, extract
-from dreamjax.errors import UserError
 
 
 class Gaussian(NamedTuple):
@@ -43,26 +40,6 @@ def posterior(
     )
     var = extract(schedule.posterior_variance, t, x_t.ndim)
     return Gaussian(mean, var, extract(schedule.posterior_log_variance, t, x_t.ndim))
-
-
-def reverse(
-    schedule: Schedule,
-    x_t: Float[Array, "b ..."],
-    t: Int[Array, " b"],
-    eps_hat: Float[Array, "b ..."],
-    log_variance: np.ndarray,
-    clip_x0: bool = True,
-) -> Gaussian:
-    """p(x_{t-1} | x_t) of a network's eps_hat, x_0 first clipped to [-1, 1] (DDPM eq. 11).
-
-    log_variance [T] is the fixed choice of the model's variance: the schedule's
-    `posterior_log_variance` or `large_log_variance`.
-    """
-    x_0 = x0_from_eps(schedule, x_t, t, eps_hat)
-    if clip_x0:
-        x_0 = jnp.clip(x_0, -1.0, 1.0)
-    log_var = extract(log_variance, t, x_t.ndim)
-    return Gaussian(posterior(schedule, x_0, x_t, t).mean, jnp.exp(log_var), log_var)
 
 
 def x0_from_eps(
@@ -119,26 +96,6 @@ def v_from_x0(
     """v = (sqrt(alpha_bar_t) x_t - x_0) / sigma_t, the inverse of `x0_from_v`."""
     scale, sigma = _scales(schedule, x_t, t)
     return (scale * x_t - x_0) / sigma
-
-
-def eps_from_output(
-    schedule: Schedule,
-    prediction: str,
-    x_t: Float[Array, "b ..."],
-    t: Int[Array, " b"],
-    output: Float[Array, "b ..."],
-) -> Float[Array, "b ..."]:
-    """eps_hat from the output of a network that predicts "eps", "x0" or "v".
-
-    Raises UserError for any other prediction.
-    """
-    if prediction == "eps":
-        return output
-    if prediction == "x0":
-        return eps_from_x0(schedule, x_t, t, output)
-    if prediction == "v":
-        return eps_from_v(schedule, x_t, t, output)
-    raise UserError(f'prediction must be "eps", "x0" or "v"; got {prediction!r}')
 
 
 def _scales(schedule: Schedule, x: Array, t: Array) -> tuple[Array, Array]:

@@ -1,17 +1,38 @@
-"""Samplers: from noise to x_0 with a network given as `predict(x_t, t) -> eps_hat`.
+"""Samplers: from noise to x_0, each one `lax.scan` over falling timesteps.
 
 Symbols: x_t [B, ...] with t an integer index [B] in 0..T-1; alpha_bar before the first step is 1.
+A network is given as `predict(x_t, t) -> eps_hat`, or for the ancestral sampler, which needs its
+variance too, as `net(x_t, t) -> output` with what the output stands for. The initial noise and that
+of the step from t depend on the key and on t alone, so two samplers can be compared from the same
+start. A sampler returns the finished x_0 and, with `frames`, its estimate of x_0 after every step.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
-from dreamjax.diffusion.schedule import Schedule
+from dreamjax.diffusion.process import q_sample
+from dreamjax.diffusion.reverse import Parameterisation, Reverse, Threshold, clip, reverse
+from dreamjax.diffusion.schedule import Schedule, checked_steps, respaced
 from dreamjax.errors import UserError
+
+
+class Given(NamedTuple):
+    """A picture to start from or to keep a part of.
+
+    `image` [B, ...] in [-1, 1]. Without `mask` sampling starts from the image noised to the first
+    of the steps (SDEdit, arXiv 2108.01073): give rising steps that end early to stay near it. With
+    `mask`, that broadcasts to the image, what is under 1 is kept and the rest painted anew: after
+    every step the kept part is replaced by the image at the noise level just reached
+    (RePaint's eq. 8, arXiv 2201.09865, without its resampling).
+    """
+
+    image: Array
+    mask: Array | None = None
 
 
 def spaced_steps(num_steps: int, count: int) -> np.ndarray:
@@ -24,6 +45,34 @@ def spaced_steps(num_steps: int, count: int) -> np.ndarray:
     return np.round(np.linspace(num_steps - 1, 0, count)).astype(np.int32)[::-1]
 
 
+def ancestral_sample(
+    net: Callable[[Array, Array], Array],
+    schedule: Schedule,
+    p: Parameterisation,
+    key: Key[Array, ""],
+    shape: tuple[int, ...],
+    steps: int | Sequence[int],
+    guide: Callable[[Array, Array, Reverse], Reverse] = lambda x_t, t, model: model,
+    given: Given | None = None,
+    frames: bool = False,
+) -> Float[Array, "b ..."] | tuple[Float[Array, "b ..."], Float[Array, "s b ..."]]:
+    """Draw x_0 by sampling p(x_{t-1} | x_t) at every step (DDPM algorithm 2).
+
+    With fewer steps than T the process is respaced (arXiv 2102.09672 section 4). `guide` may move
+    each step's Gaussian (`guidance.guide_mean`). Raises UserError for wrong steps.
+    """
+    ts = _steps(schedule, steps)
+    short = respaced(schedule, ts)
+
+    def step(x_t, memory, i, t, noise):
+        model = reverse(short, p, x_t, jnp.full(shape[:1], i), net(x_t, t))
+        model = guide(x_t, t, model)
+        # The last step gives the mean (DDPM algorithm 2, line 3).
+        return model.mean + jnp.where(i > 0, jnp.sqrt(model.var), 0.0) * noise, memory, model.x_0
+
+    return _walk(step, None, schedule, ts, key, shape, given, frames)
+
+
 def ddim_sample(
     predict: Callable[[Array, Array], Array],
     schedule: Schedule,
@@ -31,66 +80,128 @@ def ddim_sample(
     shape: tuple[int, ...],
     steps: int | Sequence[int],
     eta: float = 0.0,
-    clip_x0: bool = True,
-) -> Float[Array, "b ..."]:
+    threshold: Threshold = clip,
+    given: Given | None = None,
+    frames: bool = False,
+) -> Float[Array, "b ..."] | tuple[Float[Array, "b ..."], Float[Array, "s b ..."]]:
     """Draw x_0 of the given shape [B, ...] by DDIM (arXiv 2010.02502 eq. 12 and 16).
 
     steps is how many timesteps to use (`spaced_steps`) or the timesteps themselves, rising. eta = 0
     is deterministic given x_T, eta = 1 with every step is DDPM with the posterior's variance.
-    clip_x0 clips each estimate of x_0 to [-1, 1] and derives eps again from it.
-    Raises UserError for steps that do not rise or leave 0..T-1, for eta outside [0, 1], and for a
-    step whose alpha_bar is 0, where eps does not determine x_0.
+    Each estimate of x_0 is thresholded and eps derived again from it. Raises UserError for steps
+    that do not rise or leave 0..T-1, for eta outside [0, 1], and for a step whose alpha_bar is 0,
+    where eps does not determine x_0.
     """
     if not 0.0 <= eta <= 1.0:
         raise UserError(f"eta must be in [0, 1]; got {eta}")
-    ts = _checked_steps(schedule, steps)
+    ts = _steps(schedule, steps, with_signal=True)
     log_alpha_bar = schedule.log_alpha_bar[ts]
     log_alpha_bar_prev = np.append(0.0, log_alpha_bar[:-1])
     variance = schedule.variance[ts]
     variance_prev = np.append(0.0, variance[:-1])
     step_beta = -np.expm1(log_alpha_bar - log_alpha_bar_prev)
     noise_variance = eta**2 * variance_prev / variance * step_beta
-    coefficients = np.stack(
-        [
-            np.exp(0.5 * log_alpha_bar),
-            np.sqrt(variance),
-            np.exp(0.5 * log_alpha_bar_prev),
-            np.sqrt(np.maximum(variance_prev - noise_variance, 0.0)),
-            np.sqrt(noise_variance),
-        ],
-        axis=1,
-    ).astype(np.float32)
+    table = _table(
+        np.exp(0.5 * log_alpha_bar),
+        np.sqrt(variance),
+        np.exp(0.5 * log_alpha_bar_prev),
+        np.sqrt(np.maximum(variance_prev - noise_variance, 0.0)),
+        np.sqrt(noise_variance),
+    )
 
-    def step(x_t, inputs):
-        t, (scale, sigma, scale_prev, eps_scale, noise_scale) = inputs
-        eps_hat = predict(x_t, jnp.full(shape[:1], t)).astype(jnp.float32)
-        x_0 = (x_t - sigma * eps_hat) / scale
-        if clip_x0:
-            x_0 = jnp.clip(x_0, -1.0, 1.0)
-            eps_hat = (x_t - scale * x_0) / sigma
+    def step(x_t, memory, i, t, noise):
+        scale, sigma, scale_prev, eps_scale, noise_scale = table[i]
+        x_0, eps_hat = _denoise(x_t, predict(x_t, t), scale, sigma, threshold)
         x_prev = scale_prev * x_0 + eps_scale * eps_hat
-        if eta > 0.0:
-            noise = jax.random.normal(jax.random.fold_in(key_noise, t), shape)
-            x_prev = x_prev + noise_scale * noise
-        return x_prev, None
+        return (x_prev + noise_scale * noise if eta > 0.0 else x_prev), memory, x_0
 
+    return _walk(step, None, schedule, ts, key, shape, given, frames)
+
+
+def dpm_solver_sample(
+    predict: Callable[[Array, Array], Array],
+    schedule: Schedule,
+    key: Key[Array, ""],
+    shape: tuple[int, ...],
+    steps: int | Sequence[int],
+    threshold: Threshold = clip,
+    given: Given | None = None,
+    frames: bool = False,
+) -> Float[Array, "b ..."] | tuple[Float[Array, "b ..."], Float[Array, "s b ..."]]:
+    """Draw x_0 by DPM-Solver++(2M), second order and multistep (arXiv 2211.01095 algorithm 2).
+
+    Deterministic given x_T. With lambda = log(sqrt(alpha_bar) / sigma) and h its rise over a step,
+    x_prev = (sigma_prev / sigma) x_t - sqrt(alpha_bar_prev) (exp(-h) - 1) D, where D extends the
+    line through this estimate of x_0 and the one before by half a step; the first and the last step
+    are of first order, D = x_0. Raises UserError as `ddim_sample`.
+    """
+    ts = _steps(schedule, steps, with_signal=True)
+    half_log_snr = 0.5 * schedule.log_snr[ts]
+    h = np.diff(np.append(np.inf, half_log_snr)) * -1.0  # rises backwards; infinite to x_0
+    extend = np.zeros(len(ts))
+    extend[1:-1] = 0.5 * h[1:-1] / h[2:]  # h[i + 1] is that of the step taken before
+    sigma = schedule.sigma[ts]
+    table = _table(
+        schedule.sqrt_alpha_bar[ts],
+        sigma,
+        np.append(0.0, sigma[:-1]) / sigma,
+        np.append(1.0, schedule.sqrt_alpha_bar[ts][:-1]) * -np.expm1(-h),
+        extend,
+    )
+
+    def step(x_t, before, i, t, noise):
+        scale, sigma, ratio, x0_scale, extend = table[i]
+        x_0, _ = _denoise(x_t, predict(x_t, t), scale, sigma, threshold)
+        d = x_0 + extend * (x_0 - before)
+        return ratio * x_t + x0_scale * d, x_0, x_0
+
+    return _walk(step, jnp.zeros(shape), schedule, ts, key, shape, given, frames)
+
+
+def _denoise(x_t, eps_hat, scale, sigma, threshold) -> tuple[Array, Array]:
+    x_0 = threshold((x_t - sigma * eps_hat.astype(jnp.float32)) / scale)
+    return x_0, (x_t - scale * x_0) / sigma
+
+
+def _walk(step, memory, schedule, ts, key, shape, given, frames):
+    """From the last of ts on: `step(x_t, memory, i, t, noise) -> (x_prev, memory, x_0)`."""
     key_start, key_noise = jax.random.split(key)
+    key_known = jax.random.fold_in(key_noise, schedule.num_steps)
     x_T = jax.random.normal(key_start, shape)
-    falling = jnp.asarray(ts[::-1]), jnp.asarray(coefficients[::-1])
-    x_0, _ = jax.lax.scan(step, x_T, falling)
-    return x_0
+    if given is not None and given.mask is None:
+        x_T = q_sample(schedule, given.image, jnp.full(shape[:1], ts[-1]), x_T)
+
+    def keep(x_prev, i, t):
+        if given is None or given.mask is None:
+            return x_prev
+        noise = jax.random.normal(jax.random.fold_in(key_known, t), shape)
+        level = jnp.full(shape[:1], jnp.asarray(np.append(0, ts[:-1]))[i])
+        known = jnp.where(i > 0, q_sample(schedule, given.image, level, noise), given.image)
+        return jnp.where(given.mask > 0.5, known, x_prev)
+
+    def body(carry, inputs):
+        x_t, memory = carry
+        i, t = inputs
+        noise = jax.random.normal(jax.random.fold_in(key_noise, t), shape)
+        x_prev, memory, x_0 = step(x_t, memory, i, jnp.full(shape[:1], t), noise)
+        return (keep(x_prev, i, t), memory), x_0 if frames else None
+
+    falling = jnp.arange(len(ts))[::-1], jnp.asarray(ts[::-1])
+    (x_0, _), seen = jax.lax.scan(body, (x_T, memory), falling)
+    return (x_0, seen) if frames else x_0
 
 
-def _checked_steps(schedule: Schedule, steps: int | Sequence[int]) -> np.ndarray:
+def _table(*columns: np.ndarray) -> Float[Array, "s c"]:
+    return jnp.asarray(np.stack(columns, axis=1), jnp.float32)
+
+
+def _steps(
+    schedule: Schedule, steps: int | Sequence[int], with_signal: bool = False
+) -> Int[np.ndarray, " s"]:
     if np.ndim(steps) == 0:
         ts = spaced_steps(schedule.num_steps, int(steps))
     else:
-        ts = np.asarray(steps)
-        if ts.ndim != 1 or ts.size == 0 or not np.issubdtype(ts.dtype, np.integer):
-            raise UserError(f"steps must be a non-empty list of whole timesteps; got {steps!r}")
-        if np.any(np.diff(ts) <= 0) or ts[0] < 0 or ts[-1] >= schedule.num_steps:
-            raise UserError(f"steps must rise within 0..{schedule.num_steps - 1}; got {steps!r}")
-        ts = ts.astype(np.int32)
-    if not np.all(schedule.sqrt_alpha_bar[ts].astype(np.float32) > 0.0):
+        ts = checked_steps(schedule.num_steps, steps)
+    if with_signal and not np.all(schedule.sqrt_alpha_bar[ts].astype(np.float32) > 0.0):
         raise UserError("a sampling step has alpha_bar = 0, where eps does not determine x_0")
     return ts

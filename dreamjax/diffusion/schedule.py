@@ -7,6 +7,7 @@ float64; `extract` casts to float32, once.
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -113,6 +114,11 @@ class Schedule:
         return _frozen(np.append(self.posterior_log_variance[0], np.log(self.betas[1:])))
 
     @functools.cached_property
+    def log_betas(self) -> np.ndarray:
+        """log beta_t."""
+        return _frozen(np.log(self.betas))
+
+    @functools.cached_property
     def posterior_x0_scale(self) -> np.ndarray:
         """Scale of x_0 in the posterior mean (DDPM eq. 7)."""
         return _frozen(np.sqrt(self.alpha_bar_prev) * self.betas / self.variance)
@@ -142,6 +148,90 @@ def cosine(num_steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999
     return Schedule(np.minimum(1.0 - f[1:] / f[:-1], max_beta))
 
 
+def zero_terminal_snr(schedule: Schedule) -> Schedule:
+    """The schedule rescaled so that nothing of x_0 is left at T-1 (arXiv 2305.08891 algorithm 1).
+
+    sqrt(alpha_bar) is shifted to 0 at T-1 and scaled to keep its value at t = 0, so the last beta
+    is 1: eps does not determine x_0 there, and a network must predict v or x_0. Raises UserError
+    for a schedule of fewer than two steps.
+    """
+    if schedule.num_steps < 2:
+        raise UserError("zero terminal SNR needs at least 2 steps; got 1")
+    root = schedule.sqrt_alpha_bar
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    before = np.append(1.0, root[:-1])
+    return Schedule(1.0 - (root / before) ** 2)
+
+
+def respaced(schedule: Schedule, steps: Sequence[int]) -> Schedule:
+    """The schedule of the process seen only at `steps`: index i stands for timestep steps[i].
+
+    Betas are computed anew from alpha_bar at the steps (arXiv 2102.09672 section 4). Raises
+    UserError for steps that are not whole, do not rise or leave 0..T-1.
+    """
+    ts = checked_steps(schedule.num_steps, steps)
+    log_alpha_bar = schedule.log_alpha_bar[ts]
+    with np.errstate(invalid="ignore"):
+        return Schedule(-np.expm1(np.diff(log_alpha_bar, prepend=0.0)))
+
+
+def section_steps(num_steps: int, sections: str | Sequence[int]) -> np.ndarray:
+    """Choose timesteps of 0..T-1 as guided-diffusion's `timestep_respacing` does, rising.
+
+    "ddim50" takes every k-th step from 0, k whole, 50 in all; "10,15,20" (or [10, 15, 20]) cuts the
+    steps into as many equal sections (the first ones a step longer where they cannot be equal) and
+    spreads that many steps evenly over each, both ends among them. Raises UserError where that
+    cannot be.
+    """
+    num_steps = _checked(num_steps)
+    if isinstance(sections, str) and sections.startswith("ddim"):
+        count = _whole(sections[4:], sections)
+        for stride in range(1, num_steps + 1):
+            steps = np.arange(0, num_steps, stride)
+            if len(steps) == count:
+                return steps.astype(np.int32)
+        raise UserError(f"no whole stride takes {count} of {num_steps} steps; got {sections!r}")
+    if isinstance(sections, str):
+        sections = [_whole(part, sections) for part in sections.split(",")]
+    size, extra = divmod(num_steps, len(sections))
+    start, chosen = 0, []
+    for i, count in enumerate(sections):
+        length = size + (i < extra)
+        if not 1 <= count <= length:
+            raise UserError(f"section {i} has {length} steps and cannot give {count}: {sections!r}")
+        # Steps of equal fractional length, each rounded (half to even) to a whole timestep.
+        stride = (length - 1) / (count - 1) if count > 1 else 1.0
+        places = np.cumsum(np.append(0.0, np.full(count - 1, stride)))
+        chosen.append(start + np.round(places).astype(np.int32))
+        start += length
+    return np.concatenate(chosen)
+
+
+def checked_steps(num_steps: int, steps: Sequence[int]) -> np.ndarray:
+    """The steps as int32; raises UserError unless they are whole, rise, and lie in 0..T-1."""
+    ts = np.asarray(steps)
+    if ts.ndim != 1 or ts.size == 0 or not np.issubdtype(ts.dtype, np.integer):
+        raise UserError(f"steps must be a non-empty list of whole timesteps; got {steps!r}")
+    if np.any(np.diff(ts) <= 0) or ts[0] < 0 or ts[-1] >= num_steps:
+        raise UserError(f"steps must rise within 0..{num_steps - 1}; got {steps!r}")
+    return ts.astype(np.int32)
+
+
+def log_snr_at(schedule: Schedule, t: Float[Array, "..."]) -> Float[Array, "..."]:
+    """log(alpha_bar / (1 - alpha_bar)) at any real t in 0..T-1, linear between whole steps.
+
+    Where alpha_bar is 0 it is taken as -80, the logarithm of about the smallest float32 there is.
+    """
+    index = jnp.arange(schedule.num_steps, dtype=jnp.float32)
+    return jnp.interp(t, index, _finite_log_snr(schedule))
+
+
+def t_at(schedule: Schedule, log_snr: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The real t of a log-SNR, the inverse of `log_snr_at`; beyond the ends, 0 or T-1."""
+    index = jnp.arange(schedule.num_steps, dtype=jnp.float32)
+    return jnp.interp(log_snr, _finite_log_snr(schedule)[::-1], index[::-1])
+
+
 def extract(values: np.ndarray, t: Int[Array, "*batch"], ndim: int) -> Float[Array, "..."]:
     """Look up values [T] at t as float32, with trailing axes of 1 up to ndim axes.
 
@@ -157,6 +247,16 @@ def _checked(num_steps: int) -> int:
     if num_steps != int(num_steps) or num_steps < 1:
         raise UserError(f"a schedule needs a whole number of steps, at least 1; got {num_steps}")
     return int(num_steps)
+
+
+def _finite_log_snr(schedule: Schedule) -> Array:
+    return jnp.asarray(np.maximum(schedule.log_snr, -80.0), jnp.float32)
+
+
+def _whole(text: str, sections: str) -> int:
+    if not text.strip().isdigit():
+        raise UserError(f'expected "ddim50" or whole numbers like "10,15,20"; got {sections!r}')
+    return int(text)
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Drawing the timestep t, an integer index 0..T-1."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
@@ -30,6 +32,54 @@ def stratified(key: Key[Array, ""], count: int, low, high) -> Int[Array, " count
     """
     place = (jnp.arange(count) + jax.random.uniform(key, (count,))) / count
     return jnp.minimum(low + jnp.floor(place * (high - low)).astype(jnp.int32), high - 1)
+
+
+class SecondMoment(NamedTuple):
+    """The last losses seen at each timestep: `losses` [T, H], the newest last, `seen` [T] of H."""
+
+    losses: Float[Array, "t h"]
+    seen: Int[Array, " t"]
+
+
+def second_moment(num_steps: int, history: int = 10) -> SecondMoment:
+    """Nothing seen yet (arXiv 2102.09672 section 3.3 keeps the last 10 losses of each t)."""
+    return SecondMoment(jnp.zeros((num_steps, history)), jnp.zeros(num_steps, jnp.int32))
+
+
+def remember(memory: SecondMoment, t: Int[Array, " b"], losses: Float[Array, " b"]) -> SecondMoment:
+    """The memory after a batch's losses; a t that occurs twice is remembered twice, in order.
+
+    Losses must be of the whole batch, over all devices, for all devices to remember alike.
+    """
+
+    def one(memory, pair):
+        t, loss = pair
+        row = jnp.append(memory.losses[t, 1:], loss)
+        seen = jnp.minimum(memory.seen[t] + 1, memory.losses.shape[1])
+        return SecondMoment(memory.losses.at[t].set(row), memory.seen.at[t].set(seen)), None
+
+    return jax.lax.scan(one, memory, (t, jnp.asarray(losses, jnp.float32)))[0]
+
+
+def probabilities(memory: SecondMoment, uniform_share: float = 0.001) -> Float[Array, " t"]:
+    """p(t) proportional to sqrt(E[L_t^2]), mixed with `uniform_share` of the uniform.
+
+    Uniform until every t has been seen as often as is remembered (arXiv 2102.09672 eq. 18).
+    """
+    count = memory.seen.shape[0]
+    root = jnp.sqrt(jnp.mean(jnp.square(memory.losses), axis=1))
+    p = root / jnp.maximum(jnp.sum(root), jnp.finfo(jnp.float32).tiny)
+    p = (1.0 - uniform_share) * p + uniform_share / count
+    warm = jnp.all(memory.seen == memory.losses.shape[1]) & (jnp.sum(root) > 0)
+    return jnp.where(warm, p, 1.0 / count)
+
+
+def by_importance(
+    key: Key[Array, ""], shape: tuple[int, ...], p: Float[Array, " t"]
+) -> tuple[Int[Array, "..."], Float[Array, "..."]]:
+    """Draw t from p, with the weights 1 / (T p(t)) that keep a mean over t unbiased."""
+    t = jax.random.categorical(key, jnp.log(p), shape=shape)
+    return t, 1.0 / (p.shape[0] * p[t])
 
 
 def from_fractions(

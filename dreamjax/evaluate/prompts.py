@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from dreamjax.toybox.captions import PREFIXES, VIEWS, _phrases, words
+from dreamjax.toybox.captions import PREFIXES, VIEWS, phrases, words
 from dreamjax.toybox.draw import COLOR_NAMES, is_held_out, usual_second
 from dreamjax.toybox.kinds import KINDS
 
@@ -54,7 +54,7 @@ def _wordings() -> list[tuple[int, tuple[str, ...]]]:
     """(kind, words) of every wording that names a colour; `<1>` and `<2>` stand for the colours."""
     found = []
     for kind, entry in enumerate(KINDS):
-        both, one, _, _ = _phrases(entry)
+        both, one, _, _ = phrases(entry)
         for text in dict.fromkeys([*both, *one]):
             marked = text.replace("<1>", "firstcolor").replace("<2>", "secondcolor")
             names = {"firstcolor": "<1>", "secondcolor": "<2>"}

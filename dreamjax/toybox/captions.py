@@ -32,7 +32,7 @@ def words(text: str) -> list[str]:
     return [ARTICLES.get(word, word) for word in kept.split()]
 
 
-def _phrases(kind: Kind) -> tuple[list[str], ...]:
+def phrases(kind: Kind) -> tuple[list[str], ...]:
     """The wordings of a kind that state both colours, the first alone, none, and its clay form.
 
     `<1>` and `<2>` stand for the colours.
@@ -61,7 +61,7 @@ def _phrases(kind: Kind) -> tuple[list[str], ...]:
 
 def _all_words() -> tuple[str, ...]:
     texts = [*PREFIXES, *(v for row in VIEWS for v in row), *COLORS]
-    texts += [p for kind in KINDS for group in _phrases(kind) for p in group]
+    texts += [p for kind in KINDS for group in phrases(kind) for p in group]
     found = {w for text in texts for w in words(text.replace("<1>", "").replace("<2>", ""))}
     return ("", *sorted(found))
 
@@ -87,20 +87,7 @@ def _repeat(texts: list[str], count: int = 12) -> list[str]:
 
 _PREFIX_TABLE = _table(PREFIXES, 4)
 _VIEW_TABLE = _table(VIEWS, 4)
-_PHRASE_TABLE = _table([[_repeat(group) for group in _phrases(kind)] for kind in KINDS], 14)
-
-
-def tokenise(text: str) -> np.ndarray:
-    """Word numbers `[24]` of a text in the grammar's vocabulary.
-
-    Raises:
-        KeyError: a word that the grammar does not know.
-        ValueError: more than `MAX_WORDS` words.
-    """
-    numbers = [_NUMBER[word] for word in words(text)]
-    if len(numbers) > MAX_WORDS:
-        raise ValueError(f"{len(numbers)} words, at most {MAX_WORDS} fit")
-    return np.array(numbers + [0] * (MAX_WORDS - len(numbers)), np.int32)
+_PHRASE_TABLE = _table([[_repeat(group) for group in phrases(kind)] for kind in KINDS], 14)
 
 
 def text_of(tokens: np.ndarray) -> str:

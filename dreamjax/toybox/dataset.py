@@ -34,7 +34,10 @@ class Toybox(tfds.core.GeneratorBasedBuilder):
     """Captioned pictures of toybox objects; see `dreamjax.toybox`."""
 
     VERSION = tfds.core.Version("1.1.0")
-    RELEASE_NOTES = {"1.0.0": "14 kinds, 5 pairs, 10 colours."}
+    RELEASE_NOTES = {
+        "1.0.0": "14 kinds, 5 pairs, 10 colours.",
+        "1.1.0": "Rays that graze past an object no longer count as hits.",
+    }
 
     def __init__(self, *, size: int = 32, counts: tuple[int, int, int], **kwargs):
         """Make a builder of `size`-pixel pictures, `counts` of train, validation and held_out."""

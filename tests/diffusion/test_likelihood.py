@@ -1,5 +1,7 @@
 """The bound's terms against quadrature, closed forms and the true likelihood of Gaussian data."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,13 @@ import pytest
 from scipy import special
 
 from dreamjax.diffusion import likelihood
-from dreamjax.diffusion.process import posterior, q_sample, reverse
+from dreamjax.diffusion.process import posterior, q_sample
+from dreamjax.diffusion.reverse import Parameterisation, reverse, unclipped
 from dreamjax.diffusion.schedule import extract, linear
+from dreamjax.errors import UserError
 
 LEVELS = np.linspace(-1.0, 1.0, 256)
+LARGE = Parameterisation(variance="fixed_large")
 
 
 def test_gaussian_kl_is_the_integral():
@@ -57,6 +62,21 @@ def test_discretised_gaussian(mean, std, jit):
     log_high, log_low = special.log_ndtr(high), special.log_ndtr(low)
     expected = log_high + np.log(-np.expm1(log_low - log_high))
     np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("levels", [2, 17])
+def test_discretised_gaussian_of_other_levels(levels):
+    """17 for scikit-learn's digits: bins of half-width 1/16 that fill the line."""
+    places, mean, std = np.linspace(-1, 1, levels), 0.3, 0.4
+    found = likelihood.discretised_gaussian_log_likelihood(
+        jnp.float32(places), jnp.float32(mean), jnp.log(jnp.float32(std)), levels
+    )
+    edges = np.append(places - 1 / (levels - 1), np.inf)
+    edges[0] = -np.inf
+    expected = np.diff(special.ndtr((edges - mean) / std))
+    np.testing.assert_allclose(np.exp(found), expected, rtol=1e-4)
+    with pytest.raises(UserError, match="at least 2; got 1"):
+        likelihood.discretised_gaussian_log_likelihood(0.0, 0.0, 0.0, 1)
 
 
 def test_discretised_gaussian_far_out():
@@ -106,7 +126,7 @@ def test_transition_term_is_the_weighted_eps_error(drawn):
     """L_{t-1} = beta^2 / (2 sigma^2 alpha (1 - alpha_bar)) |eps - eps_hat|^2 at equal variances."""
     schedule, x_0, t, eps, eps_hat = drawn
     x_t = q_sample(schedule, x_0, t, eps)
-    model = reverse(schedule, x_t, t, eps_hat, schedule.posterior_log_variance, clip_x0=False)
+    model = reverse(schedule, Parameterisation(threshold=unclipped), x_t, t, eps_hat)
     error = np.mean((np.float64(eps) - np.float64(eps_hat)) ** 2, axis=(1, 2, 3))
     beta, alpha_bar = schedule.betas, np.cumprod(1.0 - schedule.betas)
     for function in (likelihood.bound_term, jax.jit(likelihood.bound_term, static_argnums=0)):
@@ -124,7 +144,7 @@ def test_transition_term_with_the_large_variance(drawn):
     @jax.jit
     def run(x_0):
         x_t = q_sample(schedule, x_0, t, eps)
-        model = reverse(schedule, x_t, t, eps_hat, schedule.large_log_variance)
+        model = reverse(schedule, LARGE, x_t, t, eps_hat)
         found = likelihood.transition_term(schedule, x_0, x_t, t, model)
         return found, model, posterior(schedule, x_0, x_t, t)
 
@@ -143,7 +163,7 @@ def test_the_decoder_takes_the_place_of_t_0(drawn):
     @jax.jit
     def run(x_0):
         x_t = q_sample(schedule, x_0, t, eps)
-        model = reverse(schedule, x_t, t, eps, schedule.large_log_variance)
+        model = reverse(schedule, LARGE, x_t, t, eps)
         terms = likelihood.bound_term, likelihood.transition_term
         return model, *(term(schedule, x_0, x_t, t, model) for term in terms)
 
@@ -168,11 +188,11 @@ def test_bound_is_just_above_the_true_likelihood():
         alpha_bar, sigma = (extract(a, t, 2) for a in (schedule.alpha_bar, schedule.sigma))
         return sigma * x_t / (alpha_bar * variance + sigma**2)
 
-    @jax.jit
-    def run(x_0, log_variance):
-        return likelihood.bound(predict, schedule, x_0, jax.random.key(0), log_variance)
+    @partial(jax.jit, static_argnums=1)
+    def run(x_0, p):
+        return likelihood.bound(predict, schedule, p, x_0, jax.random.key(0))
 
-    bound = run(jnp.float32(x), schedule.large_log_variance)
+    bound = run(jnp.float32(x), LARGE)
     assert bound.terms.shape == (16, 300) and bound.prior.shape == (16,)
     np.testing.assert_allclose(bound.total, bound.prior + bound.terms.sum(1), rtol=1e-6)
     edges = special.ndtr(np.append(LEVELS - 1 / 255, 1 + 1 / 255) / np.sqrt(variance))
@@ -189,5 +209,5 @@ def test_bound_is_just_above_the_true_likelihood():
     np.testing.assert_allclose(bound.terms.mean(0)[1:], expected, rtol=0.15, atol=1e-5)
 
     # The smaller variance suits data that fill the space badly: a bound still, but a loose one.
-    loose = run(jnp.float32(x), schedule.posterior_log_variance)
+    loose = run(jnp.float32(x), Parameterisation())
     assert np.mean(loose.total) > np.mean(bound.total) + 0.5

@@ -7,7 +7,6 @@ import pytest
 
 from dreamjax.diffusion import process
 from dreamjax.diffusion.schedule import cosine, linear, scaled_linear
-from dreamjax.errors import UserError
 
 SHAPE = (4, 3, 2)
 EPS32 = np.finfo(np.float32).eps
@@ -96,44 +95,6 @@ def test_v(case):
         assert (np.abs(found - v) <= 8 * EPS32 * np.maximum(1.0, 1.0 / scale)).all()
     for found in both(process.v_from_x0, schedule, x_t, t, x_0):
         assert (np.abs(found - v) <= 8 * EPS32 * np.maximum(1.0, 1.0 / sigma)).all()
-
-
-def test_eps_from_output(case):
-    schedule, x_0, eps, t, scale, sigma = case
-    x_t = jnp.float32(scale * x_0 + sigma * eps)
-    outputs = {"eps": eps, "x0": x_0, "v": scale * eps - sigma * x_0}
-    for prediction, output in outputs.items():
-        found = process.eps_from_output(schedule, prediction, x_t, t, jnp.float32(output))
-        np.testing.assert_allclose(found, eps, rtol=0, atol=16 * EPS32 / sigma.min())
-    with pytest.raises(UserError, match="'score'"):
-        process.eps_from_output(schedule, "score", x_t, t, x_t)
-
-
-def test_reverse(case):
-    schedule, x_0, eps, t, scale, sigma = case
-    x_t = np.float32(scale * x_0 + sigma * eps).astype(np.float64)
-    eps_hat = np.float32(0.5 * eps).astype(np.float64)
-    x_0_hat = (x_t - sigma * eps_hat) / scale
-    alphas, betas = 1 - schedule.betas[t].reshape(4, 1, 1), schedule.betas[t].reshape(4, 1, 1)
-    for clip in (False, True):
-        used = np.clip(x_0_hat, -1, 1) if clip else x_0_hat
-        mean, var, log_var = process.reverse(
-            schedule,
-            *map(jnp.asarray, (np.float32(x_t), t, np.float32(eps_hat))),
-            schedule.large_log_variance,
-            clip,
-        )
-        if not clip:  # DDPM eq. 11
-            expected = (x_t - betas / sigma * eps_hat) / np.sqrt(alphas)
-        else:
-            before = scale**2 / alphas
-            expected = (
-                np.sqrt(before) * betas * used + np.sqrt(alphas) * (1 - before) * x_t
-            ) / sigma**2
-        tolerance = 16 * EPS32 * np.maximum(1.0, np.abs(expected)) / np.minimum(1.0, alphas**0.5)
-        assert (np.abs(mean - expected) <= tolerance).all()
-        np.testing.assert_allclose(np.ravel(log_var), schedule.large_log_variance[t], rtol=1e-6)
-        np.testing.assert_allclose(np.ravel(var)[1:], schedule.betas[t][1:], rtol=1e-5)
 
 
 def test_the_wrong_formulas_in_circulation_fail():

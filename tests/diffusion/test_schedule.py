@@ -5,7 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamjax.diffusion.schedule import Schedule, cosine, extract, linear, scaled_linear
+from dreamjax.diffusion.schedule import (
+    Schedule,
+    cosine,
+    extract,
+    linear,
+    log_snr_at,
+    respaced,
+    scaled_linear,
+    section_steps,
+    t_at,
+    zero_terminal_snr,
+)
 from dreamjax.errors import UserError
 
 
@@ -125,3 +136,66 @@ def test_extract():
         assert taken.shape == (2, 1, 1, 1) and taken.dtype == jnp.float32
         np.testing.assert_array_equal(taken.ravel(), np.float32([0.3, 0.1]))
         assert np.isnan(function(values, jnp.array([3, -1]), 1)).all()
+
+
+@pytest.mark.parametrize("schedule", [linear(), scaled_linear(), cosine()], ids="lsc")
+def test_zero_terminal_snr(schedule):
+    rescaled = zero_terminal_snr(schedule)
+    old, new = np.sqrt(np.cumprod(1 - schedule.betas)), rescaled.sqrt_alpha_bar
+    assert new[-1] == 0.0 and rescaled.betas[-1] == 1.0
+    np.testing.assert_allclose(new[0], old[0], rtol=1e-12)
+    # An affine map of the root of alpha_bar, so that differences keep their ratios.
+    np.testing.assert_allclose(np.diff(new) / np.diff(old), old[0] / (old[0] - old[-1]), rtol=1e-6)
+    with pytest.raises(UserError, match="at least 2"):
+        zero_terminal_snr(linear(1))
+
+
+@pytest.mark.parametrize("steps", [[0], [9], [0, 3, 4, 9], list(range(10))])
+def test_respaced_keeps_alpha_bar_at_its_steps(steps):
+    schedule = linear(10, 0.01, 0.4)
+    short = respaced(schedule, steps)
+    alpha_bar = np.cumprod(1 - schedule.betas)[steps]
+    np.testing.assert_allclose(np.cumprod(1 - short.betas), alpha_bar, rtol=1e-12)
+    if len(steps) == 10:
+        np.testing.assert_allclose(short.betas, schedule.betas, rtol=1e-12)
+
+
+def test_section_steps_as_the_papers_code_has_them():
+    np.testing.assert_array_equal(section_steps(1000, "ddim50"), np.arange(0, 1000, 20))
+    # Sections of 4, 3, 3 steps, both ends of each taken.
+    np.testing.assert_array_equal(section_steps(10, "2,3,1"), [0, 3, 4, 5, 6, 7])
+    np.testing.assert_array_equal(section_steps(300, [10, 15, 20])[[0, 9, 10, 24, 25, 44]], [
+        0, 99, 100, 199, 200, 299,
+    ])  # fmt: skip
+    np.testing.assert_array_equal(section_steps(1000, "1000"), np.arange(1000))
+    # 0, 2.5, 5 ... rounded half to even, as Python rounds.
+    np.testing.assert_array_equal(section_steps(11, "5"), [0, 2, 5, 8, 10])
+
+
+@pytest.mark.parametrize(
+    ("sections", "says"),
+    [
+        ("ddim300", "no whole stride takes 300 of 1000"),
+        ("ddimmer", "ddimmer"),
+        ("10,x", "10,x"),
+        ("600,2", "section 0 has 500 steps and cannot give 600"),
+        ("0", "cannot give 0"),
+        ([400, 400, 400], "section 0 has 334 steps and cannot give 400"),
+    ],
+)
+def test_sections_that_cannot_be(sections, says):
+    with pytest.raises(UserError, match=says):
+        section_steps(1000, sections)
+
+
+@pytest.mark.parametrize("schedule", [linear(), cosine(), zero_terminal_snr(scaled_linear())])
+def test_log_snr_at_real_times(schedule):
+    with np.errstate(divide="ignore"):
+        table = np.log(schedule.alpha_bar) - np.log1p(-schedule.alpha_bar)
+    for t in (0, 1, 500, 998):
+        np.testing.assert_allclose(log_snr_at(schedule, t), table[t], rtol=1e-5, atol=1e-5)
+    halfway = jax.jit(lambda t: log_snr_at(schedule, t))(jnp.float32(300.5))
+    np.testing.assert_allclose(halfway, 0.5 * (table[300] + table[301]), rtol=1e-5)
+    times = jnp.array([0.0, 0.3, 17.0, 512.6, 998.0])
+    np.testing.assert_allclose(t_at(schedule, log_snr_at(schedule, times)), times, atol=2e-2)
+    assert t_at(schedule, 1e3) == 0 and t_at(schedule, -1e3) == 999

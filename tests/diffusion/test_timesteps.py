@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from dreamjax.diffusion.schedule import linear
-from dreamjax.diffusion.timesteps import central, from_fractions, stratified, uniform
+from dreamjax.diffusion.timesteps import (
+    by_importance,
+    central,
+    from_fractions,
+    probabilities,
+    remember,
+    second_moment,
+    stratified,
+    uniform,
+)
 
 
 def test_uniform_is_even_over_the_half_open_range():
@@ -50,3 +59,34 @@ def test_stratified_draws_one_in_each_part_and_covers_the_range_evenly():
     assert ((t - 4) // 4 == [0, 1, 2]).all()
     counts = np.bincount(t.ravel() - 4, minlength=12)
     assert (np.abs(counts - 2000) < 5 * np.sqrt(24000 * (1 / 12) * (11 / 12))).all()
+
+
+def test_second_moment_against_lists():
+    """The memory and its probabilities, against Python lists of the last losses."""
+    rng = np.random.default_rng(5)
+    memory, lists = second_moment(6, history=3), [[] for _ in range(6)]
+    update = jax.jit(remember)
+    for _ in range(12):
+        t, losses = rng.integers(0, 6, 5), np.float32(rng.uniform(0.1, 2.0, 5))
+        memory = update(memory, jnp.asarray(t), jnp.asarray(losses))
+        for index, loss in zip(t, losses, strict=True):
+            lists[index] = [*lists[index], loss][-3:]
+        p = np.asarray(jax.jit(probabilities)(memory))
+        np.testing.assert_allclose(p.sum(), 1.0, rtol=1e-5)
+        if min(map(len, lists)) < 3:
+            np.testing.assert_allclose(p, 1 / 6, rtol=1e-6)
+        else:
+            root = np.sqrt([np.mean(np.square(row)) for row in lists])
+            np.testing.assert_allclose(p, 0.999 * root / root.sum() + 0.001 / 6, rtol=1e-5)
+    assert min(map(len, lists)) == 3  # the second branch was reached
+
+
+def test_importance_keeps_the_mean_and_lowers_the_variance():
+    p = jnp.array([0.7, 0.2, 0.05, 0.05])
+    losses = jnp.array([7.0, 2.0, 0.5, 0.6])
+    t, weights = jax.jit(by_importance, static_argnums=1)(jax.random.key(2), (50000,), p)
+    share = np.bincount(np.asarray(t), minlength=4) / 50000
+    np.testing.assert_allclose(share, p, atol=5 * np.sqrt(0.25 / 50000))
+    np.testing.assert_allclose(np.mean(weights * losses[t]), losses.mean(), rtol=0.02)
+    even = losses[uniform(jax.random.key(3), (50000,), 0, 4)]
+    assert np.var(weights * losses[t]) < 0.02 * np.var(even)

@@ -35,7 +35,7 @@ def update(grads, loss, params, opt_state):
 state = init_scene(jax.random.key(0), scene, optax.identity())
 step = make_sds_step(objective, scene, update, parallel.mean, 8, True)
 raw = {}
-for count in (1, 2, 8):
+for count in (1, 8):
     devices = jax.devices()[:count]
     first, objective_params, key = parallel.replicate((state, given, jax.random.key(7)), devices)
     index = parallel.split_indices(8, devices)
@@ -44,9 +44,8 @@ for count in (1, 2, 8):
     print(count, float(parallel.first_copy(metrics)["loss"]))
 scale = max(np.abs(g).max() for g in raw[1])
 assert scale > 1e-3, scale
-for count in (2, 8):
-    for one, many in zip(raw[1], raw[count]):
-        np.testing.assert_allclose(many, one, rtol=2e-3, atol=2e-5 * scale)
+for one, many in zip(raw[1], raw[8]):
+    np.testing.assert_allclose(many, one, rtol=2e-3, atol=2e-5 * scale)
 print("agree")
 """
 

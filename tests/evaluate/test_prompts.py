@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from dreamjax.evaluate.prompts import PROMPTS, Meaning, has_second, parse
-from dreamjax.toybox.captions import BOTH, ONE, draw_caption, text_of, tokenise
+from dreamjax.priors.toybox import tokenise
+from dreamjax.toybox.captions import BOTH, MAX_WORDS, ONE, VOCABULARY, draw_caption, text_of
 from dreamjax.toybox.draw import COLOR_NAMES, usual_second
 from dreamjax.toybox.kinds import KINDS
 
@@ -26,7 +27,7 @@ def test_the_prompts_are_twenty_and_ten_are_held_out():
     assert [parse(prompt).held_out for prompt in PROMPTS] == [False] * 10 + [True] * 10
     assert {parse(prompt).kind for prompt in PROMPTS} == set(range(len(KINDS)))
     for prompt in PROMPTS:
-        tokenise(f"{prompt}, overhead view")
+        tokenise(f"{prompt}, overhead view", VOCABULARY, MAX_WORDS)
 
 
 @pytest.mark.parametrize("prompt", GALLERY)

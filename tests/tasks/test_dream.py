@@ -125,6 +125,11 @@ def test_a_stopped_run_goes_on_bit_for_bit(weights, straight, tmp_path, monkeypa
     dream.run(make_config(weights), workdir)
     for ours, theirs in zip(parameters(workdir), parameters(straight), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    # The time before the stop counts too.
+    seconds = [row["seconds"] for row in rows]
+    assert 0 < seconds[0] and seconds == sorted(seconds)
 
 
 @pytest.mark.parametrize(
