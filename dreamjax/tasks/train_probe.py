@@ -43,12 +43,12 @@ class SoftenConfig:
     of all channels and `tint` of each are relative; `noise` is the largest standard deviation.
     """
 
-    blur: tuple[float, float] = (0.3, 0.9)
-    zoom: tuple[float, float] = (0.85, 1.15)
-    shift: float = 2.0
+    blur: tuple[float, float] = (0.3, 0.8)
+    zoom: tuple[float, float] = (0.88, 1.12)
+    shift: float = 1.5
     gain: float = 0.15
     tint: float = 0.06
-    noise: float = 0.06
+    noise: float = 0.04
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class TrainProbeConfig:
     seed: int = 0
     pictures: int = 32768
     fresh: int = 6144
-    steps: int = 1500
+    steps: int = 4000
     batch_size: int = 64
     steps_per_dispatch: int = 1
     ema_decay: float = 0.998

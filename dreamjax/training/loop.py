@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from dreamjax.errors import UserError
 from dreamjax.training.checkpoint import Checkpoints
 from dreamjax.training.interrupt import Interrupt
 from dreamjax.training.metrics import Log, Progress, read_history
@@ -28,8 +29,13 @@ def train(
     `take(step, state) -> (state, metrics)` takes `steps_per_dispatch` steps; `after` is called with
     the number of finished steps, the state, the bar and the log. The seconds that the run has
     taken, over all its starts, are logged beside the metrics. Ctrl-C saves a checkpoint, says how
-    to go on, and is raised again. Raises UserError where too many steps in a row are not finite.
+    to go on, and is raised again. Raises UserError where too many steps in a row are not finite,
+    and for `steps` that are no multiple of `steps_per_dispatch`.
     """
+    if steps % steps_per_dispatch:
+        raise UserError(
+            f"steps is {steps}: expected a multiple of steps_per_dispatch, {steps_per_dispatch}"
+        )
     start = int(state.step)
     # How often is told in steps, and a dispatch may step over the very one.
     due = lambda done, every: done % every < steps_per_dispatch or done == steps  # noqa: E731
