@@ -158,6 +158,7 @@ def test_missing_dreams_are_made_and_others_left_alone(monkeypatch, tmp_path):
     assert made[0][0] == {**DREAM, "prompt": PROMPTS[1]}
 
 
+@pytest.mark.slow
 def test_the_whole_task(monkeypatch, tmp_path, probe, capsys):
     prompts = PROMPTS[::7]
     monkeypatch.setattr(evaluate, "PROMPTS", prompts)

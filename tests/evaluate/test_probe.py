@@ -141,6 +141,7 @@ def test_softening_keeps_flat_pictures_flat_and_in_range():
     assert float(rgb.min()) >= 0.0 and float(rgb.max()) <= 1.0
 
 
+@pytest.mark.slow
 def test_training_learns_and_resumes(monkeypatch, small, tmp_path, capsys):
     # Instead of toybox pictures, flat ones whose colour tells everything.
     def drawn(split, count):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dreamjax.diffusion.reverse import unclipped
 from dreamjax.diffusion.samplers import ddim_sample
 from dreamjax.diffusion.schedule import cosine, linear
 from dreamjax.errors import UserError
@@ -82,7 +83,7 @@ def test_sampling_the_prior_gives_its_gaussian():
         return prior.predict_eps(params, x_t, t, text)
 
     shape = (n, SIZE, SIZE, 3)
-    x_0 = ddim_sample(predict, prior.schedule, jax.random.key(0), shape, 300, clip_x0=False)
+    x_0 = ddim_sample(predict, prior.schedule, jax.random.key(0), shape, 300, 0.0, unclipped)
     deviation = (x_0.mean(0) - params.mu[2]) / jnp.sqrt(params.var / n)
     assert np.abs(deviation).max() < 5.0
     np.testing.assert_allclose(x_0.var(0), params.var, rtol=0.25)

@@ -73,6 +73,7 @@ def test_a_run_leaves_weights_that_load_and_samples(straight):
     assert "validation_loss" in log and "held_out_loss" in log
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_for_bit(data_dir, straight, tmp_path, monkeypatch):
     update = Progress.update
 
