@@ -1,10 +1,10 @@
 """Teaches a text encoder to read, before it sees a picture.
 
-A text encoder that starts from noise spends most of a short training run finding out which word
-belongs to which: of "a yellow house with a red roof" the pictures showed a red house. Imagen
-(arXiv 2205.11487) starts from an encoder trained on text alone; here that text is the toybox's own
-captions, and the encoder is right when kind, colours and view are linear in the mean of its tokens,
-which is what the UNet's conditioning vector is made of. The linear maps are thrown away.
+A text encoder that starts from noise spends much of a short training run finding out which word
+belongs to which. Imagen (arXiv 2205.11487) starts from an encoder trained on text alone; here that
+text is the toybox's own captions, and the encoder is right when kind, colours and view are linear
+in the mean of its tokens, which is what the UNet's conditioning vector is made of. The linear maps
+are thrown away.
 """
 
 from typing import NamedTuple
