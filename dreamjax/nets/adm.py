@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
 
 from dreamjax.errors import UserError
+from dreamjax.nets import unet
 from dreamjax.nets.text import attend
 
 GROUPS = 32
@@ -103,9 +104,7 @@ def imagenet(image_size: int, num_classes: int = 1000) -> ADMConfig:
 
 def timestep_embedding(t: Num[Array, " b"], dim: int) -> Float[Array, "b dim"]:
     """Cosines, then sines, of t at dim / 2 frequencies from 1 down (the published order)."""
-    freqs = jnp.exp(-jnp.log(10000.0) * jnp.arange(dim // 2, dtype=jnp.float32) / (dim // 2))
-    angles = t.astype(jnp.float32)[:, None] * freqs
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+    return jnp.roll(unet.timestep_embedding(t, dim), dim // 2, axis=-1)
 
 
 def halve(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:

@@ -11,20 +11,19 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dreamjax.nets.text import TextConfig, TextEncoder
 from dreamjax.scene.camera import VIEW_WORDS
-from dreamjax.toybox.captions import CLAY, ONE, PLAIN, draw_caption
+from dreamjax.toybox.captions import CLAY, ONE, PLAIN, VIEW_SHARE, draw_caption
 from dreamjax.toybox.draw import (
     COLOR_NAMES,
+    LOG_WEIGHTS,
     TRAIN,
+    USUAL_SECOND,
     ToyboxConfig,
-    combination_weights,
     draw_form,
-    usual_second,
 )
 from dreamjax.toybox.kinds import KINDS
 from dreamjax.training.metrics import Progress
@@ -32,7 +31,6 @@ from dreamjax.training.metrics import Progress
 COLORS = len(COLOR_NAMES)
 UNSAID, OF_CLAY = COLORS, COLORS + 1
 CLASSES = (len(KINDS), COLORS + 2, COLORS + 2, len(VIEW_WORDS) + 1)
-_USUAL = np.array([[usual_second(k, c) for c in range(COLORS)] for k in range(len(KINDS))])
 
 
 class Reading(NamedTuple):
@@ -49,12 +47,11 @@ def draw_reading(key: Key[Array, ""], split: int = TRAIN) -> Reading:
     it, in all but a few pictures.
     """
     keys = jax.random.split(key, 6)
-    cells = np.log(np.maximum(combination_weights(split).ravel(), 1e-30)).astype(np.float32)
-    cell = jax.random.categorical(keys[0], jnp.asarray(cells))
+    cell = jax.random.categorical(keys[0], jnp.asarray(LOG_WEIGHTS)[split])
     kind, first, second = cell // COLORS**2, cell // COLORS % COLORS, cell % COLORS
     view = jax.random.randint(keys[1], (), 0, len(VIEW_WORDS))
-    said = jax.random.bernoulli(keys[2], 0.75)
-    usual = second == jnp.asarray(_USUAL)[kind, first]
+    said = jax.random.bernoulli(keys[2], VIEW_SHARE)
+    usual = second == jnp.asarray(USUAL_SECOND)[kind, first]
     shares = ToyboxConfig()
     textureless = jax.random.bernoulli(keys[3], shares.shading.textureless)
     form = draw_form(keys[4], usual, textureless, shares.plain)
@@ -63,7 +60,7 @@ def draw_reading(key: Key[Array, ""], split: int = TRAIN) -> Reading:
     def color(named):
         return jnp.where(form == CLAY, OF_CLAY, jnp.where(form == PLAIN, UNSAID, named))
 
-    second = jnp.where((form == ONE) & ~usual, jnp.asarray(_USUAL)[kind, first], second)
+    second = jnp.where((form == ONE) & ~usual, jnp.asarray(USUAL_SECOND)[kind, first], second)
     labels = (kind, color(first), color(second), jnp.where(said, view, len(VIEW_WORDS)))
     return Reading(tokens, jnp.stack(labels).astype(jnp.int32))
 

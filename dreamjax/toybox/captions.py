@@ -15,6 +15,7 @@ from dreamjax.toybox.kinds import COLORS, KINDS, Kind
 MAX_WORDS = 24
 FIRST_COLOR, SECOND_COLOR = -1, -2
 BOTH, ONE, PLAIN, CLAY = range(4)
+VIEW_SHARE = 0.75  # of captions say the view
 
 PREFIXES = ("", "", "a photo of", "a 3d render of", "a picture of")
 VIEWS = (
@@ -101,7 +102,7 @@ def draw_caption(
     colors: Int[Array, "2"],
     form: Int[Array, ""],
     view: Int[Array, ""],
-    view_words: float = 0.75,
+    view_words: float = VIEW_SHARE,
 ) -> Int[Array, "24"]:
     """A random wording of `form` BOTH, ONE, PLAIN or CLAY; `view_words` of them say the view."""
     keys = jax.random.split(key, 4)

@@ -83,10 +83,10 @@ def combination_weights(split: int) -> np.ndarray:
     return weights / weights.sum()
 
 
-_LOG_WEIGHTS = np.log(
+LOG_WEIGHTS = np.log(
     np.maximum([combination_weights(split).ravel() for split in (TRAIN, HELD_OUT, ALL)], 1e-30)
 ).astype(np.float32)
-_USUAL = np.array(
+USUAL_SECOND = np.array(
     [[usual_second(k, c) for c in range(len(COLORS))] for k in range(len(KINDS))], np.int32
 )
 
@@ -128,13 +128,13 @@ def draw_example(
         config: the distributions (static).
     """
     keys = jax.random.split(key, 8)
-    cell = jax.random.categorical(keys[0], jnp.asarray(_LOG_WEIGHTS)[split])
+    cell = jax.random.categorical(keys[0], jnp.asarray(LOG_WEIGHTS)[split])
     count = len(COLORS)
     kind, colors = cell // count**2, jnp.stack([cell // count % count, cell % count])
     camera = sample_camera(keys[1], config.camera)
     shading = sample_shading(keys[2], camera.position, config.light, config.shading)
     view = view_index(camera.azimuth, camera.elevation)
-    usual = colors[1] == jnp.asarray(_USUAL)[kind, colors[0]]
+    usual = colors[1] == jnp.asarray(USUAL_SECOND)[kind, colors[0]]
     form = draw_form(keys[3], usual, shading.textureless > 0.5, config.plain)
     picture = render(
         build_shape(keys[4], kind),
