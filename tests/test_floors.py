@@ -12,15 +12,16 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dreamjax"
 FLOORS = {
     "errors": (),
     "config": (),
+    "weights": (),
     "diffusion": (),
     "scene": (),
     "nets": (),
     "toybox": ("scene",),
-    "priors": ("diffusion", "nets"),
+    "priors": ("diffusion", "nets", "weights"),
     "distill": ("diffusion", "scene", "priors.base"),
     "training": ("scene",),
     "export": ("scene",),
-    "evaluate": ("toybox", "nets", "scene", "diffusion"),
+    "evaluate": ("toybox", "nets", "scene", "diffusion", "weights"),
 }
 ABOVE_ALL = ("tasks", "main")
 

@@ -19,29 +19,6 @@ from dreamjax.diffusion.schedule import Schedule, extract
 from dreamjax.errors import UserError
 
 
-def simple_loss(
-    predict_eps: Callable[[Array, Array], Array],
-    schedule: Schedule,
-    x_0: Float[Array, "b ..."],
-    t: Int[Array, " b"],
-    eps: Float[Array, "b ..."],
-) -> Float[Array, " b"]:
-    """Mean of (eps - predict_eps(x_t, t))^2 over each example (DDPM eq. 14)."""
-    return _mean_square(eps, predict_eps(q_sample(schedule, x_0, t, eps), t))
-
-
-def v_loss(
-    predict_v: Callable[[Array, Array], Array],
-    schedule: Schedule,
-    x_0: Float[Array, "b ..."],
-    t: Int[Array, " b"],
-    eps: Float[Array, "b ..."],
-) -> Float[Array, " b"]:
-    """Mean of (v - predict_v(x_t, t))^2 over each example (arXiv 2202.00512 section 4)."""
-    v = v_from_x0_eps(schedule, x_0, t, eps)
-    return _mean_square(v, predict_v(q_sample(schedule, x_0, t, eps), t))
-
-
 def prediction_loss(
     net: Callable[[Array, Array], Array],
     schedule: Schedule,
@@ -52,7 +29,8 @@ def prediction_loss(
 ) -> Float[Array, " b"]:
     """Mean square error of what the network predicts, eps, x_0, v or the posterior's mean.
 
-    What the output says of a learned variance does not count.
+    For eps this is L_simple (DDPM eq. 14), for v see arXiv 2202.00512 section 4. What the output
+    says of a learned variance does not count.
     """
     x_t = q_sample(schedule, x_0, t, eps)
     prediction, _ = split_output(p, x_t, net(x_t, t))

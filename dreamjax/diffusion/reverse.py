@@ -13,7 +13,13 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dreamjax.diffusion.process import eps_from_x0, posterior, x0_from_eps, x0_from_v
+from dreamjax.diffusion.process import (
+    eps_from_v,
+    eps_from_x0,
+    posterior,
+    x0_from_eps,
+    x0_from_v,
+)
 from dreamjax.diffusion.schedule import Schedule, extract
 from dreamjax.errors import UserError
 
@@ -140,6 +146,21 @@ def split_output(
         )
     output = output.astype(jnp.float32)
     return tuple(jnp.split(output, 2, axis=-1)) if p.learns_variance else (output, None)
+
+
+def eps_of(
+    schedule: Schedule,
+    p: Parameterisation,
+    x_t: Float[Array, "b ... c"],
+    t: Int[Array, " b"],
+    prediction: Float[Array, "b ... c"],
+) -> Float[Array, "b ... c"]:
+    """eps_hat behind a network's prediction (the first half of `split_output`), not thresholded."""
+    if p.prediction == "eps":
+        return prediction
+    if p.prediction == "v":
+        return eps_from_v(schedule, x_t, t, prediction)
+    return eps_from_x0(schedule, x_t, t, PREDICTIONS[p.prediction](schedule, x_t, t, prediction))
 
 
 def reverse(

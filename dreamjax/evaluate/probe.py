@@ -14,11 +14,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool, Float, Int, PyTree
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as save_bytes
 
+from dreamjax import weights
 from dreamjax.errors import UserError
 from dreamjax.evaluate.prompts import has_second
 from dreamjax.evaluate.scores import Count, accuracy
@@ -83,10 +81,6 @@ def logits(
 
 def save(path: str | Path, probe: Shipped) -> None:
     """Write a probe (float16) as one safetensors file, beside and then renamed."""
-    tensors = {
-        name: np.asarray(value, np.float16)
-        for name, value in flatten_dict(probe.params, sep=".").items()
-    }
     layout = {key: value for key, value in vars(probe.config).items() if key != "heads"}
     metadata = {
         "format": FORMAT,
@@ -94,10 +88,7 @@ def save(path: str | Path, probe: Shipped) -> None:
         "layout": json.dumps(layout),
         "report": json.dumps(probe.report),
     }
-    path = Path(path)
-    beside = path.with_suffix(".tmp")
-    beside.write_bytes(save_bytes(tensors, metadata))
-    beside.replace(path)
+    weights.save(path, metadata, probe.params)
 
 
 @cache
@@ -109,14 +100,7 @@ def load(path: str | Path | None = None) -> Shipped:
     """
     if path is None:
         path = resources.files("dreamjax.evaluate") / "weights" / "probe.safetensors"
-    try:
-        with safe_open(str(path), framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read the probe {path}: {str(error).splitlines()[0]}") from error
-    if metadata.get("format") != FORMAT:
-        raise UserError(f"{path} holds no probe (format {metadata.get('format')!r})")
+    metadata, tensors = weights.read(path, FORMAT)
     known = json.loads(metadata["classes"])
     for head, names in CLASSES.items():
         if tuple(known.get(head, ())) != names:
@@ -125,17 +109,11 @@ def load(path: str | Path | None = None) -> Shipped:
                 f"the probe {path} is of another toybox (its classes of {head} differ: "
                 f"{', '.join(changed)}): train it anew with --config=configs/toybox_probe.py"
             )
-    layout = json.loads(metadata["layout"])
-    config = make_config(
-        **{key: tuple(v) if isinstance(v, list) else v for key, v in layout.items()}
-    )
+    config = make_config(**weights.tuples(json.loads(metadata["layout"])))
     blank = jnp.zeros((1, SIZE, SIZE, 3))
     init = jax.eval_shape(Probe(config).init, jax.random.key(0), blank)["params"]
-    wanted = {name: value.shape for name, value in flatten_dict(init, sep=".").items()}
-    if wanted != {name: value.shape for name, value in tensors.items()}:
-        raise UserError(f"{path}: its tensors do not fit its own description")
-    params = {name: jnp.asarray(value, jnp.float32) for name, value in tensors.items()}
-    return Shipped(config, unflatten_dict(params, sep="."), json.loads(metadata["report"]))
+    params = weights.fit(path, tensors, init)
+    return Shipped(config, params, json.loads(metadata["report"]))
 
 
 def shrink(images: Float[np.ndarray, "n h w 3"]) -> Float[Array, "n s s 3"]:

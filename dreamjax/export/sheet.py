@@ -70,12 +70,15 @@ def contact_sheet(
 
 
 def grid(
-    images: Float[np.ndarray, "N H W 3"] | UInt8[np.ndarray, "N H W 3"],
+    images: Float[np.ndarray, "N H W C"] | UInt8[np.ndarray, "N H W C"],
     columns: int,
     captions: Sequence[str] | None = None,
     tile: int = 96,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Pictures (in [0, 1] or uint8) row by row, captions below, enlarged to `tile` pixels."""
+    """Pictures (in [0, 1] or uint8, colour or grey) row by row, enlarged to `tile` pixels.
+
+    Captions stand below.
+    """
     cells = [_enlarge(to_uint8(image), tile) for image in images]
     width, height = cells[0].size
     font = ImageFont.load_default(_FONT - 2)
@@ -122,7 +125,7 @@ def _grey(values: Float[np.ndarray, "V H W"]) -> Float[np.ndarray, "V H W 3"]:
 
 
 def _enlarge(image: UInt8[np.ndarray, "H W 3"], tile: int) -> Image.Image:
-    picture = Image.fromarray(image)
+    picture = Image.fromarray(np.broadcast_to(image, (*image.shape[:2], 3)))
     factor = tile / min(picture.size)
     size = (round(picture.width * factor), round(picture.height * factor))
     return picture.resize(size, Image.Resampling.BICUBIC) if factor > 1.0 else picture

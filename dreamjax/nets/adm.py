@@ -72,6 +72,10 @@ class ADMConfig:
         """Channels of the output."""
         return self.in_channels * (2 if self.learns_variance else 1)
 
+    def attends(self, level: int) -> bool:
+        """Whether there is attention at a level, 0 the finest, whatever the images' own size."""
+        return self.image_size // 2**level in self.attention_sizes
+
 
 def imagenet(image_size: int, num_classes: int = 1000) -> ADMConfig:
     """The published ImageNet networks of 64, 128 and 256 pixels (arXiv 2105.05233 table 12).
@@ -118,7 +122,8 @@ def double(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
 
 
 def _norm(name: str) -> nn.GroupNorm:
-    return nn.GroupNorm(GROUPS, epsilon=1e-5, dtype=jnp.float32, name=name)
+    # The fast variance, E[x^2] - E[x]^2, loses digits where a group's mean is far from zero.
+    return nn.GroupNorm(GROUPS, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, name=name)
 
 
 class ADMBlock(nn.Module):
@@ -138,7 +143,7 @@ class ADMBlock(nn.Module):
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         h = nn.Conv(c, (3, 3), dtype=dtype, name="conv_in")(h)
-        film = nn.Dense(c * (2 if config.scale_shift_norm else 1), dtype=dtype, name="cond")
+        film = nn.Dense(c * (2 if config.scale_shift_norm else 1), name="cond")
         film = film(nn.silu(cond))[:, None, None]
         if config.scale_shift_norm:
             scale, shift = jnp.split(film, 2, axis=-1)
@@ -185,7 +190,7 @@ class ADMAttention(nn.Module):
 
 
 class _Conditioning(nn.Module):
-    """Timestep, and class where there are classes, to the vector that every block sees."""
+    """Timestep, and class where there are classes, to the float32 vector that every block sees."""
 
     config: ADMConfig
 
@@ -199,8 +204,8 @@ class _Conditioning(nn.Module):
             )
         width = 4 * config.channels
         cond = timestep_embedding(t, config.channels)
-        cond = nn.Dense(width, dtype=config.dtype, name="time_in")(cond)
-        cond = nn.Dense(width, dtype=config.dtype, name="time_out")(nn.silu(cond))
+        cond = nn.Dense(width, name="time_in")(cond)
+        cond = nn.Dense(width, name="time_out")(nn.silu(cond))
         if label is not None:
             cond = cond + nn.Embed(config.num_classes, width, name="label")(label)
         return cond
@@ -215,7 +220,7 @@ def _encode(config: ADMConfig, x, cond, train):
         width = mult * config.channels
         for i in range(config.res_blocks):
             h = ADMBlock(config, width, name=f"down_{level}_{i}")(h, cond, train)
-            if h.shape[1] in config.attention_sizes:
+            if config.attends(level):
                 h = ADMAttention(config, name=f"down_{level}_{i}_attention")(h)
             skips.append(h)
         if level < last:
@@ -256,7 +261,7 @@ class ADM(nn.Module):
             for i in range(config.res_blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = ADMBlock(config, width, name=f"up_{level}_{i}")(h, cond, train)
-                if h.shape[1] in config.attention_sizes:
+                if config.attends(level):
                     h = ADMAttention(config, name=f"up_{level}_{i}_attention")(h)
             if level:
                 if config.resblock_updown:

@@ -15,17 +15,17 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int, Key, PyTree
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as save_bytes
 
+from dreamjax import weights
 from dreamjax.diffusion.process import eps_from_v
+from dreamjax.diffusion.reverse import Parameterisation
 from dreamjax.diffusion.schedule import Schedule, cosine
 from dreamjax.errors import UserError
 from dreamjax.nets.text import Text, TextConfig, TextEncoder
 from dreamjax.nets.unet import UNet, UNetConfig
 from dreamjax.priors.base import encode_pixels
+from dreamjax.weights import tuples
 
 FORMAT = "dreamjax-toybox-1"
 
@@ -51,6 +51,21 @@ class ToyboxPrior:
     def prediction(self) -> str:
         """What the network predicts."""
         return "v"
+
+    @property
+    def parameterisation(self) -> Parameterisation:
+        """What the network's output stands for."""
+        return Parameterisation(self.prediction, "fixed_small")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """H, W, C of an image."""
+        return (self.image_size, self.image_size, 3)
+
+    @property
+    def levels(self) -> int:
+        """How many values a pixel of the training pictures may have."""
+        return 256
 
     @cached_property
     def schedule(self) -> Schedule:
@@ -82,17 +97,17 @@ class ToyboxPrior:
         """Pixels brought to `image_size` and to [-1, 1]; `params` and `key` are not used."""
         return encode_pixels(rgb, self.image_size)
 
-    def predict_v(
+    def output(
         self, params: PyTree, z_t: Float[Array, "b h w 3"], t: Int[Array, " b"], text: Text
     ) -> Float[Array, "b h w 3"]:
-        """The network's own output."""
+        """The network's own output, v."""
         return UNet(self.unet).apply({"params": params["unet"]}, z_t, t, text)
 
     def predict_eps(
         self, params: PyTree, z_t: Float[Array, "b h w 3"], t: Int[Array, " b"], text: Text
     ) -> Float[Array, "b h w 3"]:
         """eps_hat from the network's v."""
-        return eps_from_v(self.schedule, z_t, t, self.predict_v(params, z_t, t, text))
+        return eps_from_v(self.schedule, z_t, t, self.output(params, z_t, t, text))
 
 
 def tokenise(text: str, vocabulary: Sequence[str], length: int) -> Int[np.ndarray, " l"]:
@@ -123,19 +138,8 @@ def save(path: str | Path, prior: ToyboxPrior, params: PyTree) -> None:
 
     Raises UserError for parameters that float16 cannot hold, and where nothing can be written.
     """
-    with np.errstate(over="ignore"):
-        flat = flatten_dict(params, sep=".").items()
-        tensors = {name: np.asarray(value, np.float16) for name, value in flat}
-    _check_finite(path, tensors)
     metadata = {"format": FORMAT, "prior": json.dumps(dataclasses.asdict(prior))}
-    path = Path(path)
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(save_bytes(tensors, metadata))
-        beside.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write weights {path}: {error}") from error
+    weights.save(path, metadata, params)
 
 
 def load(path: str | Path | None = None) -> tuple[ToyboxPrior, PyTree]:
@@ -145,43 +149,13 @@ def load(path: str | Path | None = None) -> tuple[ToyboxPrior, PyTree]:
     """
     if path is None:
         path = resources.files("dreamjax.priors") / "weights" / "toybox.safetensors"
-    try:
-        with safe_open(str(path), framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read weights {path}: {str(error).splitlines()[0]}") from error
-    if metadata.get("format") != FORMAT:
-        raise UserError(
-            f"{path} holds no toybox prior: format is {metadata.get('format')!r}, not {FORMAT!r}"
-        )
+    metadata, tensors = weights.read(path, FORMAT)
     prior = _parse(path, metadata.get("prior", ""))
-    wanted = flatten_dict(jax.eval_shape(prior.init, jax.random.key(0)), sep=".")
-    shapes = {name: value.shape for name, value in wanted.items()}
-    found = {name: value.shape for name, value in tensors.items()}
-    wrong = [
-        *(f"missing {name}" for name in shapes if name not in found),
-        *(f"left over {name}" for name in found if name not in shapes),
-        *(
-            f"{name} is {list(found[name])}, not {list(shape)}"
-            for name, shape in shapes.items()
-            if found.get(name, shape) != shape
-        ),
-    ]
-    if wrong:
-        more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-        raise UserError(f"{path} does not fit its own description: {'; '.join(wrong[:4])}{more}")
-    _check_finite(path, tensors)
-    params = {name: jnp.asarray(value, jnp.float32) for name, value in tensors.items()}
-    return prior, unflatten_dict(params, sep=".")
+    return prior, weights.fit(path, tensors, jax.eval_shape(prior.init, jax.random.key(0)))
 
 
 def _parse(path: str | Path, description: str) -> ToyboxPrior:
     """The prior that a file's metadata describe in JSON."""
-
-    def tuples(fields: dict) -> dict:
-        return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-
     try:
         fields = tuples(json.loads(description))
         fields["unet"] = UNetConfig(**tuples(fields["unet"]))
@@ -189,9 +163,3 @@ def _parse(path: str | Path, description: str) -> ToyboxPrior:
         return ToyboxPrior(**fields)
     except (UserError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: cannot make sense of its description: {error}") from error
-
-
-def _check_finite(path: str | Path, tensors: dict[str, np.ndarray]) -> None:
-    wrong = [name for name, value in tensors.items() if not np.isfinite(value).all()]
-    if wrong:
-        raise UserError(f"weights {path}: {wrong[0]} is not finite in {tensors[wrong[0]].dtype}")

@@ -50,7 +50,7 @@ from dreamjax.scene.background import Backdrop
 from dreamjax.scene.camera import VIEW_WORDS, CameraConfig, orbit, view_index
 from dreamjax.scene.render import render_image
 from dreamjax.tasks import dream
-from dreamjax.tasks.sampling import sample_texts
+from dreamjax.tasks.sampling import SamplerConfig, sample
 from dreamjax.toybox.captions import BOTH, draw_caption, text_of
 from dreamjax.toybox.draw import HELD_OUT, ToyboxConfig, combination_weights
 from dreamjax.training.metrics import Progress
@@ -196,8 +196,8 @@ def _score_samples(c: EvaluateConfig, prior, params, probe, workdir):
     labels = probes.Labels(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
     print(f"drawing {len(texts)} samples of the prior", file=sys.stderr, flush=True)
-    sampling = {"guidance_scale": c.samples.guidance_scale, "steps": c.samples.steps}
-    rgb = sample_texts(prior, params, texts, keys[1], **sampling)
+    sampler = SamplerConfig(steps=c.samples.steps, guidance_scale=c.samples.guidance_scale)
+    rgb = sample(prior, params, texts, keys[1], sampler)
     print("drawing as many ground-truth renders", file=sys.stderr, flush=True)
     real = truth.pictures(
         jax.random.split(keys[2], len(texts)),

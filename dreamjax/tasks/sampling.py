@@ -1,57 +1,146 @@
-"""Pictures from a prior: DDIM with classifier-free guidance."""
+"""Pictures from a prior by any sampler, with guidance of both kinds, in bounded memory."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
 
-from dreamjax.diffusion.guidance import classifier_free
-from dreamjax.diffusion.samplers import ddim_sample
+from dreamjax.diffusion import guidance
+from dreamjax.diffusion.reverse import eps_of, split_output
+from dreamjax.diffusion.samplers import ancestral_sample, ddim_sample, dpm_solver_sample
+from dreamjax.errors import UserError
+from dreamjax.priors.classifier import NoisyClassifier
 
 CHUNK = 32
+SAMPLERS = ("ancestral", "ddim", "dpm_solver")
 
 
-@partial(jax.jit, static_argnames=("prior", "size", "guidance_scale", "steps"))
-def _sample(prior, params, text, null, key, size, guidance_scale, steps):
-    count = text.tokens.shape[0]
-    both = jax.tree.map(lambda a, b: jnp.concatenate([a, jnp.broadcast_to(b, a.shape)]), text, null)
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+    """How pictures are drawn.
+
+    `sampler` is one of `SAMPLERS`, `eta` is DDIM's. A `guidance_scale` of 1 is the conditional
+    prediction itself; `rescale` brings a guided one that share of the way back to its spread.
+    `classifier_scale` is that of a noisy-image classifier's gradient.
+    """
+
+    sampler: str = "ddim"
+    steps: int = 50
+    eta: float = 0.0
+    guidance_scale: float = 1.0
+    rescale: float = 0.0
+    classifier_scale: float = 0.0
+
+    def __post_init__(self):
+        if self.sampler not in SAMPLERS:
+            raise UserError(f"sampler is {self.sampler!r}: expected one of {', '.join(SAMPLERS)}")
+
+
+def guided_net(prior, params, cond, negative, c: SamplerConfig):
+    """`net(x_t, t) -> output` with classifier-free guidance on the prediction.
+
+    Guiding eps, x_0, v or the mean is the same, each being affine in the others given x_t; a
+    learned variance is the conditional one.
+    """
+    p = prior.parameterisation
+    if c.guidance_scale == 1.0:
+        return lambda x_t, t: prior.output(params, x_t, t, cond)
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, negative)
+
+    def net(x_t, t):
+        x_2, t_2 = jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t])
+        prediction, raw = split_output(p, x_2, prior.output(params, x_2, t_2, both))
+        wanted, other = jnp.split(prediction, 2)
+        guided = guidance.classifier_free(wanted, other, c.guidance_scale)
+        if c.rescale > 0.0:
+            guided = guidance.rescaled(guided, wanted, c.rescale)
+        return guided if raw is None else jnp.concatenate([guided, raw[: len(x_t)]], axis=-1)
+
+    return net
+
+
+@partial(jax.jit, static_argnames=("prior", "shape", "c", "classifier"))
+def _sample(prior, params, cond, negative, key, shape, c, classifier, classifier_params):
+    schedule, p = prior.schedule, prior.parameterisation
+    net = guided_net(prior, params, cond, negative, c)
+
+    def gradient(x_t, t):
+        log_p = lambda x, t: classifier.log_probability(classifier_params, x, t, cond)  # noqa: E731
+        return guidance.log_probability_gradient(log_p, x_t, t)
 
     def predict(x_t, t):
-        x_t, t = jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t])
-        eps_cond, eps_uncond = jnp.split(prior.predict_eps(params, x_t, t, both), 2)
-        return classifier_free(eps_cond, eps_uncond, guidance_scale)
+        prediction, _ = split_output(p, x_t, net(x_t, t))
+        eps_hat = eps_of(schedule, p, x_t, t, prediction)
+        if classifier is None:
+            return eps_hat
+        return guidance.guide_eps(schedule, eps_hat, t, gradient(x_t, t), c.classifier_scale)
 
-    x_0 = ddim_sample(predict, prior.schedule, key, (count, size, size, 3), steps)
+    def guide(x_t, t, model):
+        if classifier is None:
+            return model
+        return guidance.guide_mean(model, gradient(x_t, t), c.classifier_scale)
+
+    if c.sampler == "ancestral":
+        x_0 = ancestral_sample(net, schedule, p, key, shape, c.steps, guide)
+    elif c.sampler == "ddim":
+        x_0 = ddim_sample(predict, schedule, key, shape, c.steps, c.eta)
+    else:
+        x_0 = dpm_solver_sample(predict, schedule, key, shape, c.steps)
     return 0.5 * (jnp.clip(x_0, -1.0, 1.0) + 1.0)
 
 
-def sample_texts(
+def sample(
     prior,
-    params,
-    texts: Sequence[str],
+    params: PyTree,
+    prompts: Sequence[str],
     key: Key[Array, ""],
-    guidance_scale: float = 4.0,
-    steps: int = 30,
+    c: SamplerConfig,
     size: int | None = None,
-) -> Float[np.ndarray, "n size size 3"]:
-    """One rgb picture in [0, 1] a text, of a pixel prior, in chunks of bounded memory."""
+    negative: str = "",
+    classifier: tuple[NoisyClassifier, PyTree] | None = None,
+    chunk: int = CHUNK,
+    drawn: Callable[[int], None] = lambda count: None,
+) -> Float[np.ndarray, "n h w c"]:
+    """One picture in [0, 1] a prompt, of a pixel prior at its own size or another.
+
+    With `classifier` its gradient guides too. `drawn` is told how many are finished. Raises
+    UserError for prompts that the prior cannot read and for a classifier that does not fit it.
+    """
+    if c.classifier_scale != 0.0:
+        _check_classifier(prior, classifier)
+    judge, judge_params = classifier if c.classifier_scale != 0.0 else (None, None)
+    height, width, channels = prior.shape
     pictures = []
-    for start in range(0, len(texts), CHUNK):
-        chunk = list(texts[start : start + CHUNK])
-        padded = chunk + [""] * (CHUNK - len(chunk)) if len(texts) > CHUNK else chunk
-        text, null = prior.embed(params, padded), prior.embed(params, [""])
+    for start in range(0, len(prompts), chunk):
+        part = list(prompts[start : start + chunk])
+        padded = part + part[-1:] * (chunk - len(part)) if len(prompts) > chunk else part
+        cond = prior.embed(params, padded)
+        guided = c.guidance_scale != 1.0
+        other = prior.embed(params, [negative] * len(padded)) if guided else None
         rgb = _sample(
             prior,
             params,
-            text,
-            null,
+            cond,
+            other,
             jax.random.fold_in(key, start),
-            size or prior.image_size,
-            guidance_scale,
-            steps,
+            (len(padded), size or height, size or width, channels),
+            c,
+            judge,
+            judge_params,
         )
-        pictures.append(np.asarray(rgb)[: len(chunk)])
+        pictures.append(np.asarray(rgb)[: len(part)])
+        drawn(start + len(part))
     return np.concatenate(pictures)
+
+
+def _check_classifier(prior, classifier) -> None:
+    if classifier is None:
+        raise UserError("classifier_scale is not 0: it needs a classifier's weights")
+    judge, _ = classifier
+    for name in ("schedule", "classes"):
+        if getattr(judge, name) != getattr(prior, name, None):
+            raise UserError(f"the classifier was trained with another {name} than the model")

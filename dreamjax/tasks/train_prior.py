@@ -1,9 +1,9 @@
 """`task = train_prior`: train the text-conditional UNet and its text encoder on the toybox.
 
 The text encoder first learns to read captions (`tasks.reading`), then all is trained together. The
-loss is v-prediction's mean square (arXiv 2202.00512), at t drawn mostly from the middle of 0..T-1;
-captions are dropped for classifier-free guidance. Batches come from the data set on disk, or, with
-`data.on_device`, straight from the renderer inside the step.
+loss is v-prediction's mean square (arXiv 2202.00512), late t drawn more often; captions are dropped
+for classifier-free guidance. Batches come from the data set on disk, or, with `data.on_device`,
+straight from the renderer inside the step.
 """
 
 import dataclasses
@@ -16,15 +16,15 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dreamjax.config import build, check_workdir
-from dreamjax.diffusion.losses import v_loss
-from dreamjax.diffusion.timesteps import central
+from dreamjax.diffusion.losses import prediction_loss
+from dreamjax.diffusion.timesteps import late
 from dreamjax.errors import UserError
 from dreamjax.export.sheet import grid, write_png
 from dreamjax.nets.text import TextConfig
 from dreamjax.nets.unet import UNetConfig
 from dreamjax.priors import toybox as toybox_prior
 from dreamjax.tasks.reading import learn_to_read
-from dreamjax.tasks.sampling import sample_texts
+from dreamjax.tasks.sampling import SamplerConfig, sample
 from dreamjax.toybox.captions import MAX_WORDS, VOCABULARY
 from dreamjax.toybox.draw import draw_example
 from dreamjax.toybox.pictures import SEEDS, Labelled
@@ -191,7 +191,7 @@ def make_step(prior, c: TrainPriorConfig, tx):
     def draw(key):
         key_t, key_eps, key_drop, key_example = jax.random.split(key, 4)
         shape = (c.data.size, c.data.size, 3)
-        t = central(key_t, (), 0, prior.schedule.num_steps)
+        t = late(key_t, (), 0, prior.schedule.num_steps)
         dropped = jax.random.bernoulli(key_drop, c.caption_dropout)
         return t, jax.random.normal(key_eps, shape), dropped, key_example
 
@@ -204,8 +204,9 @@ def make_step(prior, c: TrainPriorConfig, tx):
 
         def loss_fn(params):
             text = prior.embed_ids(params, tokens)
-            predict = lambda x_t, t: prior.predict_v(params, x_t, t, text)  # noqa: E731
-            return jnp.mean(v_loss(predict, prior.schedule, x_0, t, eps))
+            net = lambda x_t, t: prior.output(params, x_t, t, text)  # noqa: E731
+            p = prior.parameterisation
+            return jnp.mean(prediction_loss(net, prior.schedule, p, x_0, t, eps))
 
         loss, grads = parallel.mean(jax.value_and_grad(loss_fn)(state.params))
         params, opt_state, metrics = apply_gradients(tx, grads, loss, state.params, state.opt_state)
@@ -229,9 +230,10 @@ def _evaluator(prior, c: TrainPriorConfig):
         t = (start + jnp.arange(chunk)) * 7919 % prior.schedule.num_steps
         eps = jax.vmap(lambda k: jax.random.normal(k, rgb.shape[1:]))(keys)
         text = prior.embed_ids(params, tokens)
-        predict = lambda x_t, t: prior.predict_v(params, x_t, t, text)  # noqa: E731
+        net = lambda x_t, t: prior.output(params, x_t, t, text)  # noqa: E731
         x_0 = rgb.astype(jnp.float32) / 127.5 - 1.0
-        return jnp.mean(v_loss(predict, prior.schedule, x_0, t, eps))
+        p = prior.parameterisation
+        return jnp.mean(prediction_loss(net, prior.schedule, p, x_0, t, eps))
 
     def evaluate(params) -> dict[str, float]:
         return {
@@ -251,14 +253,8 @@ def _evaluator(prior, c: TrainPriorConfig):
 
 def _show_samples(prior, params, c: TrainPriorConfig, workdir: Path, step: int) -> None:
     if c.sample_captions:
-        rgb = sample_texts(
-            prior,
-            params,
-            c.sample_captions,
-            jax.random.key(c.seed),
-            guidance_scale=c.sample_guidance,
-            steps=c.sample_steps,
-        )
+        sampler = SamplerConfig(steps=c.sample_steps, guidance_scale=c.sample_guidance)
+        rgb = sample(prior, params, c.sample_captions, jax.random.key(c.seed), sampler)
         path = workdir / "samples" / f"{step:07d}.png"
         path.parent.mkdir(exist_ok=True)
         write_png(path, grid(rgb, columns=4, captions=c.sample_captions))

@@ -28,6 +28,11 @@ def mean(tree):
     return jax.lax.pmean(tree, AXIS)
 
 
+def gather(tree):
+    """Return the batch of all devices, in global order; for use inside a step under `pmap`."""
+    return jax.lax.all_gather(tree, AXIS, tiled=True)
+
+
 def devices_for(items: int) -> tuple[jax.Device, ...]:
     """Return the devices that a batch of `items` is spread over, in global order.
 

@@ -8,8 +8,8 @@ import pytest
 from dreamjax.diffusion.schedule import linear
 from dreamjax.diffusion.timesteps import (
     by_importance,
-    central,
     from_fractions,
+    late,
     probabilities,
     remember,
     second_moment,
@@ -26,10 +26,10 @@ def test_uniform_is_even_over_the_half_open_range():
     assert (np.abs(counts[3:7] - 5000) < 5 * np.sqrt(20000 * 0.25 * 0.75)).all()
 
 
-def test_central_draws_have_the_density_of_beta_2_2():
-    t = np.asarray(jax.jit(central, static_argnums=1)(jax.random.key(3), (40000,), 5, 13))
+def test_late_draws_have_the_density_2_u():
+    t = np.asarray(jax.jit(late, static_argnums=1)(jax.random.key(3), (40000,), 5, 13))
     edges = np.arange(9) / 8
-    expected = np.diff(3 * edges**2 - 2 * edges**3)
+    expected = np.diff(edges**2)
     assert t.min() == 5 and t.max() == 12
     share = np.bincount(t - 5, minlength=8) / len(t)
     assert (np.abs(share - expected) < 5 * np.sqrt(expected / len(t))).all()

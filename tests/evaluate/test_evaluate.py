@@ -209,7 +209,7 @@ def test_the_whole_task(monkeypatch, tmp_path, probe, capsys):
     [
         ({"eval": {"dreams": "/nowhere/dreams"}}, "eval.dreams is /nowhere/dreams"),
         ({"eval": {"elevation": 75.0}}, "eval.elevation is 75"),
-        ({"probe": "/nowhere/probe.safetensors"}, "cannot read the probe"),
+        ({"probe": "/nowhere/probe.safetensors"}, "cannot read weights"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_written(tmp_path, probe, change, says):

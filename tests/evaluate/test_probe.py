@@ -73,15 +73,15 @@ def test_a_probe_is_read_back_as_float16(small, tmp_path):
 def test_foreign_weights_are_refused(small, tmp_path):
     path = tmp_path / "probe.safetensors"
     probes.save(path, small)
-    with pytest.raises(UserError, match="cannot read the probe .*missing"):
+    with pytest.raises(UserError, match="cannot read weights .*missing"):
         probes.load(tmp_path / "missing.safetensors")
     (tmp_path / "damaged.safetensors").write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(UserError, match="cannot read the probe .*damaged"):
+    with pytest.raises(UserError, match="cannot read weights .*damaged"):
         probes.load(tmp_path / "damaged.safetensors")
-    with pytest.raises(UserError, match="holds no probe .*'dreamjax-toybox-1'"):
+    with pytest.raises(UserError, match="of format 'dreamjax-toybox-1', not 'dreamjax-probe-1'"):
         probes.load(rewrite(path, tmp_path / "prior.safetensors", format="dreamjax-toybox-1"))
     layout = json.dumps({"channels": [8, 24], "blocks": [1, 0], "hidden": 8})
-    with pytest.raises(UserError, match="do not fit"):
+    with pytest.raises(UserError, match="does not fit"):
         probes.load(rewrite(path, tmp_path / "wide.safetensors", layout=layout))
 
 

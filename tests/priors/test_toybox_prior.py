@@ -121,7 +121,7 @@ def test_predict_eps_is_that_of_the_networks_v(params):
     t = jnp.array([0, 50, 99])
     x_t = q_sample(PRIOR.schedule, x_0, t, eps)
     text = PRIOR.embed(params, ["a red ball", "", "a blue ball"])
-    v, got = jax.jit(lambda *args: (PRIOR.predict_v(*args), PRIOR.predict_eps(*args)))(
+    v, got = jax.jit(lambda *args: (PRIOR.output(*args), PRIOR.predict_eps(*args)))(
         params, x_t, t, text
     )
     assert got.dtype == jnp.float32
@@ -220,7 +220,7 @@ def short_vocabulary(tensors, metadata):
         (add, "left over unet.extra"),
         (reshape, r"unet.conv_in.bias is \[3\], not \[16\]"),
         (spoil, "unet.conv_in.bias is not finite"),
-        (other_format, "format is 'pt', not 'dreamjax-toybox-1'"),
+        (other_format, "of format 'pt', not 'dreamjax-toybox-1'"),
         (no_json, "cannot make sense"),
         (unknown_field, "cannot make sense.*colour"),
         (missing_field, "cannot make sense.*text"),
@@ -237,7 +237,7 @@ def test_a_file_that_does_not_fit(saved, change, message):
 def test_a_file_of_another_kind(tmp_path):
     path = tmp_path / "other.safetensors"
     save_file({"a": np.zeros(3, np.float32)}, path)
-    with pytest.raises(UserError, match="no toybox prior"):
+    with pytest.raises(UserError, match="of format None, not 'dreamjax-toybox-1'"):
         load(path)
 
 

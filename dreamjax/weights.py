@@ -1,0 +1,105 @@
+"""Weights files: safetensors with named tensors and, in the metadata, what they belong to.
+
+The metadata's `format` says what a file is, its other entries how the network is laid out; whoever
+wrote it turns those back into a network, whose shapes the tensors must then fit, each exactly once.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import PyTree
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as save_bytes
+
+from dreamjax.errors import UserError
+
+
+class Weights(NamedTuple):
+    """What a file holds: the metadata, and tensors by dotted name."""
+
+    metadata: dict[str, str]
+    tensors: dict[str, np.ndarray]
+
+
+def save(
+    path: str | Path, metadata: Mapping[str, str], params: PyTree, dtype: type = np.float16
+) -> None:
+    """Write parameters, cast to `dtype`, as one file, beside and then renamed.
+
+    Raises UserError for parameters that `dtype` cannot hold, and where nothing can be written.
+    """
+    with np.errstate(over="ignore"):
+        flat = flatten_dict(params, sep=".").items()
+        tensors = {name: np.asarray(value, dtype) for name, value in flat}
+    check_finite(path, tensors)
+    path = Path(path)
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_bytes(save_bytes(tensors, dict(metadata)))
+        beside.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write weights {path}: {error}") from error
+
+
+def read(path: str | Path, format: str) -> Weights:
+    """Read a file; raises UserError where it is missing, damaged, or of another `format`."""
+    with _open(path) as file:
+        metadata = file.metadata() or {}
+        if metadata.get("format") != format:
+            raise UserError(f"{path} is of format {metadata.get('format')!r}, not {format!r}")
+        return Weights(metadata, {name: file.get_tensor(name) for name in file.keys()})
+
+
+def format_of(path: str | Path) -> str | None:
+    """The format that a file's metadata name; raises UserError for a file that cannot be read."""
+    with _open(path) as file:
+        return (file.metadata() or {}).get("format")
+
+
+def _open(path: str | Path):
+    try:
+        return safe_open(str(path), framework="numpy")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read weights {path}: {str(error).splitlines()[0]}") from error
+
+
+def fit(path: str | Path, tensors: Mapping[str, np.ndarray], wanted: PyTree) -> PyTree:
+    """The tensors as float32 parameters of the tree of shapes `wanted` (`jax.eval_shape`'s).
+
+    Raises UserError, naming up to four of them, for tensors that are missing, left over, of another
+    shape or not finite.
+    """
+    shapes = {name: value.shape for name, value in flatten_dict(wanted, sep=".").items()}
+    found = {name: value.shape for name, value in tensors.items()}
+    wrong = [
+        *(f"missing {name}" for name in shapes if name not in found),
+        *(f"left over {name}" for name in found if name not in shapes),
+        *(
+            f"{name} is {list(found[name])}, not {list(shape)}"
+            for name, shape in shapes.items()
+            if found.get(name, shape) != shape
+        ),
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+        raise UserError(f"{path} does not fit its own description: {'; '.join(wrong[:4])}{more}")
+    check_finite(path, tensors)
+    params = {name: jnp.asarray(value, jnp.float32) for name, value in tensors.items()}
+    return unflatten_dict(params, sep=".")
+
+
+def check_finite(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Raise UserError with the first tensor that is not finite."""
+    wrong = [name for name, value in tensors.items() if not np.isfinite(value).all()]
+    if wrong:
+        raise UserError(f"weights {path}: {wrong[0]} is not finite in {tensors[wrong[0]].dtype}")
+
+
+def tuples(fields: Mapping) -> dict:
+    """A JSON object's fields with its lists as tuples, as dataclasses have them."""
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}

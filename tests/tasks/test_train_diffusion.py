@@ -1,0 +1,285 @@
+"""Training on labelled images, and what follows: samples, the bound, the classifier's guidance."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import config_dict
+from PIL import Image
+
+from dreamjax.config import build
+from dreamjax.diffusion.process import q_sample
+from dreamjax.errors import UserError
+from dreamjax.priors import classes, classifier
+from dreamjax.tasks import likelihood, sample, tradeoff, train_classifier, train_diffusion
+from dreamjax.tasks.images import ImagesConfig, load, to_x
+from dreamjax.tasks.sampling import SamplerConfig
+from dreamjax.training import parallel
+from dreamjax.training.optimizer import OptimizerConfig, make_optimizer
+
+NET = dict(channels=32, channel_mults=(1,), res_blocks=1, attention_sizes=())
+SCHEDULE = dict(shape="cosine", steps=10, zero_terminal_snr=False)
+
+
+def train_config(**changes):
+    config = config_dict.ConfigDict(
+        dict(
+            task="train_diffusion",
+            seed=1,
+            steps=4,
+            batch_size=8,
+            variance="learned_range",
+            loss="hybrid",
+            class_dropout=0.3,
+            log_every=1,
+            eval_every=4,
+            eval_examples=16,
+            checkpoint_every=2,
+            data=dict(name="digits"),
+            schedule=SCHEDULE,
+            net=NET,
+            optimizer=dict(learning_rate=1e-3),
+            sampler=dict(steps=2),
+            samples_per_class=1,
+        )
+    )
+    config.update(changes)
+    return config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Nearly all the time here goes into compiling: three times less without optimisation."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "model"
+    train_diffusion.run(train_config(), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def guide(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "classifier"
+    config = dict(
+        task="train_classifier",
+        steps=4,
+        batch_size=8,
+        eval_every=4,
+        eval_examples=16,
+        checkpoint_every=2,
+        data=dict(name="digits"),
+        schedule=SCHEDULE,
+        net=dict(NET, attention_sizes=()),
+        optimizer=dict(learning_rate=1e-3),
+    )
+    train_classifier.run(config, workdir)
+    return workdir / "classifier.safetensors"
+
+
+def test_what_a_run_leaves(trained):
+    prior, params = classes.load(trained / "model.safetensors")
+    assert prior.classes == tuple("0123456789") and prior.null_class == 10 and prior.levels == 17
+    assert prior.shape == (8, 8, 1) and prior.schedule.num_steps == 10
+    assert np.asarray(Image.open(trained / "samples" / "0000004.png")).ndim == 3
+    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert np.isfinite([row["held_out_loss"] for row in rows if "held_out_loss" in row]).all()
+
+
+def test_a_stopped_run_ends_as_one_never_stopped(trained, tmp_path, monkeypatch):
+    """Stopped after step 2, and started again, it ends with the same weights bit for bit."""
+    true_train = train_diffusion.train
+
+    def stopped(take, state, *args, **kwargs):
+        def first_two(step, state):
+            if step == 2:
+                raise KeyboardInterrupt
+            return take(step, state)
+
+        return true_train(first_two, state, *args, **kwargs)
+
+    monkeypatch.setattr(train_diffusion, "train", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train_diffusion.run(train_config(), tmp_path)
+    monkeypatch.setattr(train_diffusion, "train", true_train)
+    train_diffusion.run(train_config(), tmp_path)
+    _, expected = classes.load(trained / "model.safetensors")
+    _, found = classes.load(tmp_path / "model.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(prediction="v", variance="fixed_small", loss="simple", min_snr_gamma=5.0),
+        dict(prediction="x0", variance="fixed_large", loss="vlb"),
+        dict(variance="learned", loss="vlb", by_importance=True),
+    ],
+)
+def test_other_losses_learn(changes):
+    """A few steps at one batch lower the loss on it, whichever it is."""
+    settings = train_config(**changes).to_dict()
+    settings.pop("task")
+    net = settings.pop("net")
+    c = build(train_diffusion.TrainDiffusionConfig, settings)
+    data = load(c.data, "train")
+    prior = train_diffusion.make_prior(c, net, data)
+    tx = make_optimizer(OptimizerConfig(learning_rate=1e-3), 100)
+    state = train_diffusion.init_state(prior, tx, 0)
+    images, label = data.rows(np.arange(8))
+    x_0 = jnp.asarray(to_x(images, data.levels))
+    t, eps = jnp.arange(8), jax.random.normal(jax.random.key(5), x_0.shape)
+
+    @jax.jit
+    def loss(params):
+        net = lambda x_t, t: prior.output(params, x_t, t, jnp.asarray(label))  # noqa: E731
+        return jnp.mean(train_diffusion.losses_of(prior, c, net, x_0, t, eps))
+
+    devices = jax.devices()[:1]
+    step = parallel.pmap(train_diffusion.make_step(prior, c, tx), devices)
+    batch = train_diffusion.Batch(np.arange(8, dtype=np.int32), np.asarray(x_0), label)
+    before = float(loss(state.params))
+    state, key = parallel.replicate((state, jax.random.key(0)), devices)
+    for _ in range(15):
+        state, metrics = step(state, parallel.split_batch(batch, devices), key)
+    assert np.isfinite(float(np.ravel(metrics["loss"])[0]))
+    assert float(loss(parallel.first_copy(state).params)) < before
+    assert int(parallel.first_copy(state).memory.seen.sum()) == (120 if c.by_importance else 0)
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        (dict(loss="l1"), "loss is 'l1'"),
+        (dict(loss="simple", min_snr_gamma=5.0, by_importance=True), "min_snr_gamma"),
+        (dict(net=dict(NET, image_size=8)), "config.net.image_size follows from the data"),
+        (dict(net=dict(NET, width=8)), "unknown config key config.net.width"),
+        (dict(schedule=dict(SCHEDULE, shape="square")), "schedule.shape is 'square'"),
+        (dict(schedule=dict(SCHEDULE, steps=0)), "at least 1; got 0"),
+        (dict(prediction="noise"), "prediction must be one of"),
+    ],
+)
+def test_settings_that_cannot_be_meant(tmp_path, changes, says):
+    config = train_config().to_dict() | changes
+    with pytest.raises(UserError, match=says):
+        train_diffusion.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpm_solver"])
+def test_sampling_by_class(trained, guide, tmp_path, sampler):
+    config = dict(
+        task="sample",
+        weights=str(trained / "model.safetensors"),
+        classifier=str(guide),
+        prompts=("3", "8"),
+        per_prompt=2,
+        sampler=dict(sampler=sampler, steps=3, guidance_scale=2.0, classifier_scale=1.0),
+    )
+    sample.run(config, tmp_path)
+    names = sorted(path.name for path in (tmp_path / "images").iterdir())
+    assert names == ["3-000.png", "3-001.png", "8-000.png", "8-001.png"]
+    assert np.asarray(Image.open(tmp_path / "images" / "3-000.png")).shape == (8, 8, 3)
+    assert np.asarray(Image.open(tmp_path / "samples.png")).std() > 0
+
+
+def test_guidance_pulls_towards_its_class(trained, guide):
+    """A large classifier scale moves samples to where the classifier is surer of them."""
+    from dreamjax.tasks.sampling import sample as draw
+
+    prior, params = classes.load(trained / "model.safetensors")
+    judge, judge_params = classifier.load(guide)
+    label = jnp.arange(10)
+
+    def certainty(scale):
+        config = SamplerConfig(steps=10, classifier_scale=scale)
+        names = list(prior.classes)
+        rgb = draw(
+            prior, params, names, jax.random.key(0), config, classifier=(judge, judge_params)
+        )
+        t = jnp.zeros(10, jnp.int32)
+        x_t = q_sample(prior.schedule, 2.0 * jnp.asarray(rgb) - 1.0, t, jnp.zeros_like(rgb))
+        return float(judge.log_probability(judge_params, x_t, t, label).mean())
+
+    assert certainty(50.0) > certainty(0.0)
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        (dict(weights="/nowhere/x.safetensors"), "cannot read weights"),
+        (dict(prompts=("eleven",)), "no class 'eleven'"),
+        (dict(sampler=dict(sampler="euler")), "sampler is 'euler'"),
+        (dict(sampler=dict(classifier_scale=1.0)), "needs a classifier"),
+        (dict(sampler=dict(steps=11)), "must be in 1..10; got 11"),
+        (dict(per_prompt=0), "per_prompt"),
+    ],
+)
+def test_samples_that_cannot_be_drawn(trained, tmp_path, changes, says):
+    config = dict(task="sample", weights=str(trained / "model.safetensors"), prompts=("3",))
+    with pytest.raises(UserError, match=says):
+        sample.run(config | changes, tmp_path / "run")
+
+
+def test_the_bound_of_held_out_digits(trained, tmp_path, capsys):
+    config = dict(
+        task="likelihood", weights=str(trained / "model.safetensors"), examples=10, batch_size=4
+    )
+    likelihood.run(config, tmp_path)
+    report = json.loads((tmp_path / "likelihood.json").read_text())
+    assert report["images"] == 10 and len(report["terms"]) == 10
+    total = report["prior_term"] + sum(report["terms"])
+    assert report["bits_per_dim"] == pytest.approx(total, rel=1e-6)
+    # Hardly trained: far above the 2 bits/dim of a good model.
+    assert 3.0 < report["bits_per_dim"] < 100.0
+    said = f"{report['bits_per_dim']:.4f} +- {report['standard_error']:.4f}"
+    assert said in capsys.readouterr().out
+    assert Image.open(tmp_path / "likelihood.png").size[0] > 500
+    # In other batches the same draws cannot be had, but the same images are measured.
+    prior, params = classes.load(trained / "model.safetensors")
+    data = load(ImagesConfig(), "held_out")
+    c = likelihood.LikelihoodConfig(examples=10, batch_size=10)
+    again = likelihood.measure(prior, params, data, c)
+    np.testing.assert_allclose(again.prior.mean() / np.log(2), report["prior_term"], rtol=1e-5)
+
+
+def test_the_bound_of_other_data_is_refused(trained, tmp_path):
+    other = tmp_path / "other.safetensors"
+    prior, params = classes.load(trained / "model.safetensors")
+    classes.save(other, classes.ClassPrior(**{**vars(prior), "levels": 256}), params)
+    with pytest.raises(UserError, match="256 levels .* digits of"):
+        likelihood.run(dict(task="likelihood", weights=str(other)), tmp_path / "run")
+    with pytest.raises(UserError, match="weights is empty"):
+        likelihood.run(dict(task="likelihood"), tmp_path / "run")
+
+
+def test_the_tradeoff(trained, guide, tmp_path):
+    config = dict(
+        task="tradeoff",
+        weights=str(trained / "model.safetensors"),
+        classifier=str(guide),
+        per_class=2,
+        guidance_scales=(2.0,),
+        classifier_scales=(1.0,),
+        sampler=dict(steps=2),
+    )
+    tradeoff.run(config, tmp_path)
+    found = json.loads((tmp_path / "tradeoff.json").read_text())
+    assert [row["kind"] for row in found["rows"]] == list(tradeoff.KINDS)
+    # A support vector machine reads nearly every held-out digit: it can judge.
+    assert found["held_out_accuracy"] > 0.97
+    assert all(0 <= row["accuracy"] <= 1 and row["diversity"] > 0 for row in found["rows"])
+
+
+def test_spread_is_the_mean_distance_within_a_class():
+    images = np.zeros((5, 2, 2, 1))
+    images[1] = 1.0  # class 0: one pair at distance 1
+    images[3], images[4] = 2.0, 4.0  # class 1: pairs at 2, 4 and 2
+    labels = np.array([0, 0, 1, 1, 1])
+    assert tradeoff.spread(images, labels) == pytest.approx((1.0 + 8.0 / 3.0) / 2.0)
