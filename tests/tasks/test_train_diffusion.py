@@ -119,7 +119,7 @@ def test_a_stopped_run_ends_as_one_never_stopped(trained, tmp_path, monkeypatch)
     [
         dict(prediction="v", variance="fixed_small", loss="simple", min_snr_gamma=5.0),
         dict(prediction="x0", variance="fixed_large", loss="vlb"),
-        dict(variance="learned", loss="vlb", by_importance=True),
+        dict(prediction="x0", variance="learned", loss="vlb", by_importance=True),
     ],
 )
 def test_other_losses_learn(changes):
