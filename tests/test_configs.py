@@ -6,8 +6,21 @@ from pathlib import Path
 import pytest
 
 from dreamjax.config import build, flatten
+from dreamjax.errors import UserError
 from dreamjax.main import load_config
-from dreamjax.tasks import dream, train_prior
+from dreamjax.nets.adm import ADM, imagenet, parameter_count
+from dreamjax.priors.classes import ClassPrior
+from dreamjax.tasks import (
+    benchmark,
+    dream,
+    likelihood,
+    sample,
+    tradeoff,
+    train_classifier,
+    train_diffusion,
+    train_prior,
+)
+from dreamjax.tasks.images import Images
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -39,3 +52,51 @@ def test_prior_config():
     config = build(train_prior.TrainPriorConfig, settings_of("toybox_prior.py"))
     assert config.steps % config.steps_per_dispatch == 0
     assert len(config.sample_captions) == 16
+
+
+DIFFUSION = [
+    ("ddpm_digits.py", train_diffusion.TrainDiffusionConfig),
+    ("ddpm_cifar10.py", train_diffusion.TrainDiffusionConfig),
+    ("adm_imagenet64.py", train_diffusion.TrainDiffusionConfig),
+    ("classifier_digits.py", train_classifier.TrainClassifierConfig),
+    ("ddpm_digits.py:sample", sample.SampleConfig),
+    ("ddpm_digits.py:likelihood", likelihood.LikelihoodConfig),
+    ("ddpm_digits.py:tradeoff", tradeoff.TradeoffConfig),
+]
+
+
+@pytest.mark.parametrize("name, cls", DIFFUSION, ids=[name for name, _ in DIFFUSION])
+def test_diffusion_configs(name, cls):
+    settings = settings_of(name)
+    settings.pop("net", None)
+    build(cls, settings)
+
+
+def test_an_unknown_part_of_the_digits_config():
+    with pytest.raises(UserError, match="train, sample, likelihood, tradeoff; got dream"):
+        load_config(str(CONFIGS / "ddpm_digits.py:dream"))
+
+
+def model_of(name: str, shape: tuple[int, int, int], classes: int) -> ClassPrior:
+    """The model that a config makes of data of this shape."""
+    settings = settings_of(name)
+    net = settings.pop("net")
+    c = build(train_diffusion.TrainDiffusionConfig, settings)
+    names = tuple(str(i) for i in range(classes))
+    return train_diffusion.make_prior(c, net, Images(None, 1, shape, names))
+
+
+def test_the_papers_networks():
+    """DDPM's has the published 35,746,307 parameters, ADM's is the published layout."""
+    cifar = model_of("ddpm_cifar10.py", (32, 32, 3), 0)
+    assert parameter_count(ADM(cifar.net), cifar.net) == 35_746_307
+    large = model_of("adm_imagenet64.py", (64, 64, 3), 1000).net
+    assert dataclasses.replace(large, dtype="float32") == imagenet(64)
+
+
+def test_benchmark_config():
+    settings = settings_of("benchmark.py")
+    digits = settings.pop("digits")
+    c = build(benchmark.BenchmarkConfig, settings)
+    assert c.scene == dream.step_config(build(dream.DreamConfig, settings_of("toybox.py")))
+    assert digits["data"]["name"] == "digits"
