@@ -46,11 +46,14 @@ def save(
         raise UserError(f"cannot write weights {path}: {error}") from error
 
 
-def read(path: str | Path, format: str) -> Weights:
-    """Read a file; raises UserError where it is missing, damaged, or of another `format`."""
+def read(path: str | Path, format: str | None) -> Weights:
+    """Read a file of a `format`, None for one that others wrote.
+
+    Raises UserError where it is missing, damaged, or of another format.
+    """
     with _open(path) as file:
         metadata = file.metadata() or {}
-        if metadata.get("format") != format:
+        if format is not None and metadata.get("format") != format:
             raise UserError(f"{path} is of format {metadata.get('format')!r}, not {format!r}")
         return Weights(metadata, {name: file.get_tensor(name) for name in file.keys()})
 
@@ -87,7 +90,7 @@ def fit(path: str | Path, tensors: Mapping[str, np.ndarray], wanted: PyTree) -> 
     ]
     if wrong:
         more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-        raise UserError(f"{path} does not fit its own description: {'; '.join(wrong[:4])}{more}")
+        raise UserError(f"{path} does not fit the network: {'; '.join(wrong[:4])}{more}")
     check_finite(path, tensors)
     params = {name: jnp.asarray(value, jnp.float32) for name, value in tensors.items()}
     return unflatten_dict(params, sep=".")

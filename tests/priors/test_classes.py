@@ -65,7 +65,7 @@ def test_files_of_another_kind_or_architecture(params, tmp_path):
     path = tmp_path / "model.safetensors"
     wider = dataclasses.replace(PRIOR, net=dataclasses.replace(PRIOR.net, channels=64))
     classes.save(path, wider, params)
-    with pytest.raises(UserError, match="does not fit its own description: .* is "):
+    with pytest.raises(UserError, match="does not fit the network: .* is "):
         classes.load(path)
     with pytest.raises(UserError, match="format 'dreamjax-classes-1', not 'dreamjax-classifier-1'"):
         classifier.load(path)
