@@ -11,7 +11,7 @@ from scipy import special
 from dreamjax.diffusion import likelihood
 from dreamjax.diffusion.process import posterior, q_sample
 from dreamjax.diffusion.reverse import Parameterisation, reverse, unclipped
-from dreamjax.diffusion.schedule import extract, linear
+from dreamjax.diffusion.schedule import cosine, extract, linear
 from dreamjax.errors import UserError
 
 LEVELS = np.linspace(-1.0, 1.0, 256)
@@ -211,3 +211,43 @@ def test_bound_is_just_above_the_true_likelihood():
     # The smaller variance suits data that fill the space badly: a bound still, but a loose one.
     loose = run(jnp.float32(x), Parameterisation())
     assert np.mean(loose.total) > np.mean(bound.total) + 0.5
+
+
+@pytest.mark.parametrize("steps", [10, 100])
+def test_the_bound_is_tight_with_the_exact_reverse_process(steps):
+    """Gaussian data, exact mean and variance of q(x_{t-1} | x_t): no gap, however few the steps.
+
+    With the fixed small variance each transition costs half of r - 1, r being the exact variance
+    over the posterior's: the squared distance of the means is what is missing in the latter.
+    """
+    schedule, variance = cosine(steps), 0.04
+    rng = np.random.default_rng(5)
+    x = np.clip(rng.normal(0.0, np.sqrt(variance), (64, 400)), -1, 1)
+    cells = np.round((x + 1) * 127.5).astype(int)
+    edges = special.ndtr(np.append(LEVELS - 1 / 255, 1 + 1 / 255) / np.sqrt(variance))
+    true = -np.mean(np.log(np.diff(edges))[cells], axis=1)
+
+    alpha_bar, noise = schedule.alpha_bar, schedule.variance
+    of_x0 = variance * noise / (alpha_bar * variance + noise)  # Var(x_0 | x_t)
+    exact = schedule.posterior_variance + schedule.posterior_x0_scale**2 * of_x0
+
+    def net(x_t, t):
+        eps_hat = extract(schedule.sigma / (alpha_bar * variance + noise), t, 2) * x_t
+        log_var = extract(np.log(exact), t, 2) * jnp.ones_like(x_t)
+        return jnp.concatenate([eps_hat, log_var], axis=-1)
+
+    p = Parameterisation("eps", "learned", unclipped)
+    run = jax.jit(lambda x_0: likelihood.bound(net, schedule, p, x_0, jax.random.key(1)))
+    gap = np.float64(run(jnp.float32(LEVELS[cells])).total) - true
+    error = gap.std() / np.sqrt(len(gap))
+    assert error < 0.01 and abs(gap.mean()) < 4 * error, (gap.mean(), error)
+
+    small = Parameterisation("eps", "fixed_small", unclipped)
+    run = jax.jit(
+        lambda x_0: likelihood.bound(
+            lambda *args: net(*args)[:, :400], schedule, small, x_0, jax.random.key(1)
+        )
+    )
+    found = np.float64(run(jnp.float32(LEVELS[cells])).terms)[:, 1:]
+    ratio = exact[1:] / schedule.posterior_variance[1:]
+    np.testing.assert_allclose(found.mean(0), 0.5 * (ratio - 1), rtol=0.1, atol=1e-4)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamjax.diffusion.reverse import Parameterisation, clip, dynamic, reverse, unclipped
+from dreamjax.diffusion.reverse import Parameterisation, clip, dynamic, eps_of, reverse, unclipped
 from dreamjax.diffusion.schedule import cosine, linear, scaled_linear
 from dreamjax.errors import UserError
 
@@ -62,6 +62,33 @@ def test_mean_and_estimates(schedule, prediction, threshold):
         back = (x_t - np.sqrt(alpha_bar) * used) / np.sqrt(1 - alpha_bar)
         tolerance = 1e-5 * np.maximum(condition, 1.0) * size / np.sqrt(1 - alpha_bar)
         assert (np.abs(found.eps - back) <= tolerance).all()
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "mean"])
+@pytest.mark.parametrize("jit", [False, True])
+def test_eps_behind_a_prediction(prediction, jit):
+    """The eps that was added comes back from x_0, v or the posterior mean that it makes."""
+    schedule = linear(1000)
+    rng = np.random.default_rng(6)
+    alpha_bar = column(np.cumprod(1.0 - schedule.betas))
+    beta, before = column(schedule.betas), alpha_bar / (1 - column(schedule.betas))
+    x_0, eps = rng.uniform(-1, 1, SHAPE), rng.standard_normal(SHAPE)
+    x_t = np.sqrt(alpha_bar) * x_0 + np.sqrt(1 - alpha_bar) * eps
+    from_x0 = np.sqrt(before) * beta / (1 - alpha_bar)
+    given = {
+        "eps": eps,
+        "x0": x_0,
+        "v": np.sqrt(alpha_bar) * eps - np.sqrt(1 - alpha_bar) * x_0,
+        "mean": from_x0 * x_0 + np.sqrt(1 - beta) * (1 - before) / (1 - alpha_bar) * x_t,
+    }[prediction]
+    p = Parameterisation(prediction)
+    run = lambda x_t, given: eps_of(schedule, p, x_t, jnp.asarray(T), given)  # noqa: E731
+    found = (jax.jit(run) if jit else run)(jnp.float32(x_t), jnp.float32(given))
+    # Taking x_0 away divides by sigma; finding x_0 in the mean first divides by its share there.
+    condition = {"x0": 1 / np.sqrt(1 - alpha_bar)}.get(prediction, 1.0)
+    if prediction == "mean":
+        condition = 4 / (from_x0 * np.sqrt(1 - alpha_bar))
+    assert (np.abs(found - eps) <= 1e-5 * np.maximum(condition, 1.0) * 4.0).all()
 
 
 @pytest.mark.parametrize("jit", [False, True])
