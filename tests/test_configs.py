@@ -60,6 +60,7 @@ DIFFUSION = [
     ("adm_imagenet64.py", train_diffusion.TrainDiffusionConfig),
     ("classifier_digits.py", train_classifier.TrainClassifierConfig),
     ("ddpm_digits.py:sample", sample.SampleConfig),
+    ("toybox_sample.py", sample.SampleConfig),
     ("ddpm_digits.py:likelihood", likelihood.LikelihoodConfig),
     ("ddpm_digits.py:tradeoff", tradeoff.TradeoffConfig),
 ]
