@@ -117,6 +117,7 @@ def plot(report: dict) -> bytes:
     left.plot(t, terms, lw=1)
     left.fill_between(t, np.maximum(terms - error, 1e-9), terms + error, alpha=0.3)
     left.set(yscale="log", xscale="symlog", xlabel="t", ylabel="bits / dim", title="term at t")
+    left.set(xlim=(0, len(terms)), ylim=(max(terms.min(), 1e-7), 2 * terms.max()))
     right.plot(t, np.cumsum(terms[::-1])[::-1] + report["prior_term"])
     right.set(xlabel="t", ylabel="bits / dim", title="bound paid from T down to t")
     for axes in (left, right):
