@@ -11,6 +11,7 @@ from dreamjax.errors import UserError
 from dreamjax.nets import adm
 from dreamjax.nets.adm import ADM, ADMClassifier, ADMConfig, imagenet, parameter_count
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 TINY = ADMConfig(
     image_size=8,
     channels=32,

@@ -17,6 +17,7 @@ from dreamjax.priors.guided_diffusion import load, load_classifier
 torch = pytest.importorskip("torch")
 from . import torch_adm  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 COMMON = dict(image_size=8, channels=32, res_blocks=1)
 UNETS = {
     # As the 64-pixel network: heads by channels, q k v cut first, blocks that resize.

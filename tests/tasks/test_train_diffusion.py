@@ -19,6 +19,7 @@ from dreamjax.tasks.sampling import SamplerConfig
 from dreamjax.training import parallel
 from dreamjax.training.optimizer import OptimizerConfig, make_optimizer
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 NET = dict(channels=32, channel_mults=(1,), res_blocks=1, attention_sizes=())
 SCHEDULE = dict(shape="cosine", steps=10, zero_terminal_snr=False)
 
@@ -47,14 +48,6 @@ def train_config(**changes):
     )
     config.update(changes)
     return config
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Nearly all the time here goes into compiling: three times less without optimisation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +111,9 @@ def test_a_stopped_run_ends_as_one_never_stopped(trained, tmp_path, monkeypatch)
     "changes",
     [
         dict(prediction="v", variance="fixed_small", loss="simple", min_snr_gamma=5.0),
-        dict(prediction="x0", variance="fixed_large", loss="vlb"),
+        pytest.param(
+            dict(prediction="x0", variance="fixed_large", loss="vlb"), marks=pytest.mark.slow
+        ),
         dict(prediction="x0", variance="learned", loss="vlb", by_importance=True),
     ],
 )
@@ -150,7 +145,9 @@ def test_other_losses_learn(changes):
         state, metrics = step(state, parallel.split_batch(batch, devices), key)
     assert np.isfinite(float(np.ravel(metrics["loss"])[0]))
     assert float(loss(parallel.first_copy(state).params)) < before
-    assert int(parallel.first_copy(state).memory.seen.sum()) == (120 if c.by_importance else 0)
+    # Of the 120 losses the last ten of each t are remembered.
+    seen = np.asarray(parallel.first_copy(state).memory.seen)
+    assert (seen.sum() >= 80) == (seen.max() == 10) == c.by_importance
 
 
 @pytest.mark.parametrize(
