@@ -3,7 +3,7 @@
     python -m dreamjax.main --config=configs/adm_imagenet64.py --workdir=runs/imagenet64 \
         --config.data.dir=DIR_OF_PREPARED_DATA_SETS
 
-295.9 M parameters, batches of 2048, 540,000 steps; the paper reports FID 2.61 without guidance.
+295.9 M parameters, batches of 2048, 540,000 steps; the paper reports FID 2.07 for it.
 ImageNet itself must be prepared by hand (its licence asks for an account): `tfds build
 downsampled_imagenet` makes a 64 x 64 copy without labels, `imagenet_resized/64x64` one with them.
 It has not been run to the end here; a batch of 2048 wants a TPU slice or eight large GPUs.

@@ -99,13 +99,12 @@ def sample(
     prompts: Sequence[str],
     key: Key[Array, ""],
     c: SamplerConfig,
-    size: int | None = None,
     negative: str = "",
     classifier: tuple[NoisyClassifier, PyTree] | None = None,
     chunk: int = CHUNK,
     drawn: Callable[[int], None] = lambda count: None,
 ) -> Float[np.ndarray, "n h w c"]:
-    """One picture in [0, 1] a prompt, of a pixel prior at its own size or another.
+    """One picture in [0, 1] a prompt, of a pixel prior.
 
     With `classifier` its gradient guides too. `drawn` is told how many are finished. Raises
     UserError for prompts that the prior cannot read and for a classifier that does not fit it.
@@ -113,7 +112,6 @@ def sample(
     if c.classifier_scale != 0.0:
         _check_classifier(prior, classifier)
     judge, judge_params = classifier if c.classifier_scale != 0.0 else (None, None)
-    height, width, channels = prior.shape
     pictures = []
     for start in range(0, len(prompts), chunk):
         part = list(prompts[start : start + chunk])
@@ -127,7 +125,7 @@ def sample(
             cond,
             other,
             jax.random.fold_in(key, start),
-            (len(padded), size or height, size or width, channels),
+            (len(padded), *prior.shape),
             c,
             judge,
             judge_params,

@@ -73,9 +73,9 @@ def run(config, workdir: str) -> None:
 
     def after(done, state, bar, log):
         ema = parallel.first_copy(state.ema)
-        if done % c.checkpoint_every == 0 or done == c.steps:
+        if done % c.checkpoint_every < c.steps_per_dispatch or done == c.steps:
             classifiers.save(workdir / "classifier.safetensors", model, ema)
-        if done % c.eval_every == 0 or done == c.steps:
+        if done % c.eval_every < c.steps_per_dispatch or done == c.steps:
             accuracies = evaluate(ema)
             log.scalars(done, accuracies)
             shown = "  ".join(f"{name} {value:.3f}" for name, value in accuracies.items())

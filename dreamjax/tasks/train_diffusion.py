@@ -131,9 +131,9 @@ def run(config, workdir: str) -> None:
 
     def after(done, state, bar, log):
         ema = parallel.first_copy(state.ema)
-        if done % c.checkpoint_every == 0 or done == c.steps:
+        if done % c.checkpoint_every < c.steps_per_dispatch or done == c.steps:
             classes.save(workdir / "model.safetensors", prior, ema)
-        if done % c.eval_every == 0 or done == c.steps:
+        if done % c.eval_every < c.steps_per_dispatch or done == c.steps:
             loss = evaluate(ema)
             log.scalars(done, {"held_out_loss": loss})
             bar.note(f"step {done}: held_out_loss {loss:.4f}")
@@ -225,7 +225,7 @@ def make_step(prior: classes.ClassPrior, c: TrainDiffusionConfig, tx):
             t, weight = timesteps.uniform(key_t, (), 0, num_steps), jnp.ones(())
         if c.data.flip:
             x_0 = jnp.where(jax.random.bernoulli(key_flip), x_0[:, ::-1], x_0)
-        if prior.null_class is not None and prior.classes:
+        if prior.null_class is not None:
             dropped = jax.random.bernoulli(key_drop, c.class_dropout)
             label = jnp.where(dropped, prior.null_class, label)
         return x_0, label, t, weight, jax.random.normal(key_eps, x_0.shape)
