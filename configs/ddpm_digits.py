@@ -78,6 +78,9 @@ def sample() -> dict:
         negative_prompt="",
         per_prompt=10,
         chunk=100,
+        image="",
+        mask="",
+        start=1.0,
         sampler=dict(
             sampler="ddim",
             steps=50,

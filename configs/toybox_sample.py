@@ -21,6 +21,9 @@ def get_config() -> config_dict.ConfigDict:
             negative_prompt="",
             per_prompt=4,
             chunk=16,
+            image="",  # a file to start from, noised to the fraction `start` of T
+            mask="",  # or, with this, to paint anew where it is black
+            start=1.0,
             sampler=dict(
                 sampler="ddim",
                 steps=30,

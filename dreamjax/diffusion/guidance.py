@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from dreamjax.diffusion.process import check_shapes
 from dreamjax.diffusion.reverse import Reverse
 from dreamjax.diffusion.schedule import Schedule, extract
+from dreamjax.errors import UserError
 
 
 def classifier_free(
@@ -48,8 +50,14 @@ def perp_neg(
 
     eps_uncond + s (d - sum_n weights_n d_n'), where d and d_n are the conditional predictions less
     the unconditional one and d_n' is the part of d_n perpendicular to d (their eq. 10; weights
-    are 0 or more here, their w is minus ours).
+    are 0 or more here, their w is minus ours). Raises UserError for shapes that do not fit.
     """
+    wanted = (*weights.shape[:1], *eps_cond.shape)
+    if eps_negative.shape != wanted or weights.shape != wanted[:2]:
+        raise UserError(
+            f"eps_negative must be [N, B, ...] and weights [N, B] with eps_cond "
+            f"{list(eps_cond.shape)}; got {list(eps_negative.shape)}, {list(weights.shape)}"
+        )
     d = eps_cond - eps_uncond
     flat = d.reshape(len(d), -1)
     d_n = (eps_negative - eps_uncond).reshape(*eps_negative.shape[:2], -1)
@@ -85,4 +93,5 @@ def guide_eps(
     s: float,
 ) -> Float[Array, "b ..."]:
     """eps_hat - s sigma_t gradient, for DDIM (arXiv 2105.05233 algorithm 2)."""
+    check_shapes(t, eps_hat=eps_hat, gradient=gradient)
     return eps_hat - s * extract(schedule.sigma, t, eps_hat.ndim) * gradient

@@ -95,9 +95,31 @@ def min_snr_weight(
     # As a share of SNR it is written so that an SNR of 0 gives 1.
     share = np.minimum(1.0, gamma * np.exp(-schedule.log_snr))
     tables = {"x0": of_x0, "eps": share, "v": of_x0 / (snr + 1.0)}
+    return extract(_one_of(tables, prediction), t, 1)
+
+
+def v_weight(schedule: Schedule, prediction: str, t: Int[Array, " b"]) -> Float[Array, " b"]:
+    """The factor on the loss of a prediction that makes it the loss of v.
+
+    SNR + 1 for "x0" (arXiv 2202.00512 section 4), 1 / alpha_bar for "eps", 1 for "v". Raises
+    UserError for another prediction, and for "eps" on a schedule that ends without signal.
+    """
+    if prediction == "eps" and schedule.alpha_bar[-1] == 0.0:
+        raise UserError(
+            "v-weighting of eps divides by alpha_bar, which is 0 at T-1: predict v or x0"
+        )
+    tables = {
+        "x0": 1.0 / schedule.variance,
+        "eps": np.exp(-schedule.log_alpha_bar),
+        "v": np.ones(schedule.num_steps),
+    }
+    return extract(_one_of(tables, prediction), t, 1)
+
+
+def _one_of(tables: dict, prediction: str):
     if prediction not in tables:
         raise UserError(f"prediction must be one of {', '.join(tables)}; got {prediction!r}")
-    return extract(tables[prediction], t, 1)
+    return tables[prediction]
 
 
 def _vlb(schedule, p, x_0, x_t, t, output, levels) -> Array:

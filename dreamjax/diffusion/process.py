@@ -4,14 +4,16 @@ Symbols: x_t = sqrt(alpha_bar_t) x_0 + sigma_t eps with sigma_t^2 = 1 - alpha_ba
 v = sqrt(alpha_bar_t) eps - sigma_t x_0 (arXiv 2202.00512). Images x are [B, ...], t is an integer
 index [B] in 0..T-1, arithmetic is float32. Recovering x_0 from eps divides by sqrt(alpha_bar_t):
 near t = T-1 a rounding error in eps grows by its inverse, and where alpha_bar_t is 0 eps does not
-determine x_0 at all.
+determine x_0 at all. All raise UserError for arrays whose shapes differ, and as `extract` for t.
 """
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dreamjax.diffusion.schedule import Schedule, extract
+from dreamjax.errors import UserError
 
 
 class Gaussian(NamedTuple):
@@ -26,7 +28,7 @@ def q_sample(
     schedule: Schedule, x_0: Float[Array, "b ..."], t: Int[Array, " b"], eps: Float[Array, "b ..."]
 ) -> Float[Array, "b ..."]:
     """Diffuse x_0 to step t with the given standard normal eps (DDPM eq. 4)."""
-    scale, sigma = _scales(schedule, x_0, t)
+    scale, sigma = _scales(schedule, t, x_0=x_0, eps=eps)
     return scale * x_0 + sigma * eps
 
 
@@ -34,6 +36,7 @@ def posterior(
     schedule: Schedule, x_0: Float[Array, "b ..."], x_t: Float[Array, "b ..."], t: Int[Array, " b"]
 ) -> Gaussian:
     """q(x_{t-1} | x_t, x_0); at t = 0 its variance is 0 and its log_var is t = 1's (DDPM eq. 7)."""
+    check_shapes(t, x_0=x_0, x_t=x_t)
     mean = (
         extract(schedule.posterior_x0_scale, t, x_t.ndim) * x_0
         + extract(schedule.posterior_xt_scale, t, x_t.ndim) * x_t
@@ -46,7 +49,7 @@ def x0_from_eps(
     schedule: Schedule, x_t: Float[Array, "b ..."], t: Int[Array, " b"], eps: Float[Array, "b ..."]
 ) -> Float[Array, "b ..."]:
     """x_0 = (x_t - sigma_t eps) / sqrt(alpha_bar_t) (DDPM eq. 4 inverted)."""
-    scale, sigma = _scales(schedule, x_t, t)
+    scale, sigma = _scales(schedule, t, x_t=x_t, eps=eps)
     return (x_t - sigma * eps) / scale
 
 
@@ -54,7 +57,7 @@ def eps_from_x0(
     schedule: Schedule, x_t: Float[Array, "b ..."], t: Int[Array, " b"], x_0: Float[Array, "b ..."]
 ) -> Float[Array, "b ..."]:
     """Noise eps = (x_t - sqrt(alpha_bar_t) x_0) / sigma_t (DDPM eq. 4 inverted)."""
-    scale, sigma = _scales(schedule, x_t, t)
+    scale, sigma = _scales(schedule, t, x_t=x_t, x_0=x_0)
     return (x_t - scale * x_0) / sigma
 
 
@@ -62,7 +65,7 @@ def v_from_x0_eps(
     schedule: Schedule, x_0: Float[Array, "b ..."], t: Int[Array, " b"], eps: Float[Array, "b ..."]
 ) -> Float[Array, "b ..."]:
     """v = sqrt(alpha_bar_t) eps - sigma_t x_0, a v-network's target (arXiv 2202.00512)."""
-    scale, sigma = _scales(schedule, x_0, t)
+    scale, sigma = _scales(schedule, t, x_0=x_0, eps=eps)
     return scale * eps - sigma * x_0
 
 
@@ -70,7 +73,7 @@ def x0_from_v(
     schedule: Schedule, x_t: Float[Array, "b ..."], t: Int[Array, " b"], v: Float[Array, "b ..."]
 ) -> Float[Array, "b ..."]:
     """x_0 = sqrt(alpha_bar_t) x_t - sigma_t v (arXiv 2202.00512 appendix D)."""
-    scale, sigma = _scales(schedule, x_t, t)
+    scale, sigma = _scales(schedule, t, x_t=x_t, v=v)
     return scale * x_t - sigma * v
 
 
@@ -78,7 +81,7 @@ def eps_from_v(
     schedule: Schedule, x_t: Float[Array, "b ..."], t: Int[Array, " b"], v: Float[Array, "b ..."]
 ) -> Float[Array, "b ..."]:
     """Noise eps = sigma_t x_t + sqrt(alpha_bar_t) v (arXiv 2202.00512 appendix D)."""
-    scale, sigma = _scales(schedule, x_t, t)
+    scale, sigma = _scales(schedule, t, x_t=x_t, v=v)
     return sigma * x_t + scale * v
 
 
@@ -86,7 +89,7 @@ def v_from_eps(
     schedule: Schedule, x_t: Float[Array, "b ..."], t: Int[Array, " b"], eps: Float[Array, "b ..."]
 ) -> Float[Array, "b ..."]:
     """v = (eps - sigma_t x_t) / sqrt(alpha_bar_t), the inverse of `eps_from_v`."""
-    scale, sigma = _scales(schedule, x_t, t)
+    scale, sigma = _scales(schedule, t, x_t=x_t, eps=eps)
     return (eps - sigma * x_t) / scale
 
 
@@ -94,9 +97,21 @@ def v_from_x0(
     schedule: Schedule, x_t: Float[Array, "b ..."], t: Int[Array, " b"], x_0: Float[Array, "b ..."]
 ) -> Float[Array, "b ..."]:
     """v = (sqrt(alpha_bar_t) x_t - x_0) / sigma_t, the inverse of `x0_from_v`."""
-    scale, sigma = _scales(schedule, x_t, t)
+    scale, sigma = _scales(schedule, t, x_t=x_t, x_0=x_0)
     return (scale * x_t - x_0) / sigma
 
 
-def _scales(schedule: Schedule, x: Array, t: Array) -> tuple[Array, Array]:
+def check_shapes(t: Array, **arrays: Array) -> None:
+    """Raise UserError unless the arrays share a shape [B, ...] and t is [B]."""
+    shapes = {name: jnp.shape(array) for name, array in arrays.items()}
+    common = next(iter(shapes.values()))
+    if set(shapes.values()) != {common} or jnp.shape(t) != common[:1]:
+        found = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+        wanted = f"{' and '.join(shapes)} must have one shape [B, ...], t [B]"
+        raise UserError(f"{wanted}; got {found}, t {list(jnp.shape(t))}")
+
+
+def _scales(schedule: Schedule, t: Array, **arrays: Array) -> tuple[Array, Array]:
+    check_shapes(t, **arrays)
+    x = next(iter(arrays.values()))
     return extract(schedule.sqrt_alpha_bar, t, x.ndim), extract(schedule.sigma, t, x.ndim)

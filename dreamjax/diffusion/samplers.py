@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from dreamjax.diffusion.process import q_sample
 from dreamjax.diffusion.reverse import Parameterisation, Reverse, Threshold, clip, reverse
-from dreamjax.diffusion.schedule import Schedule, checked_steps, respaced
+from dreamjax.diffusion.schedule import Schedule, checked_steps, respaced, section_steps
 from dreamjax.errors import UserError
 
 
@@ -26,8 +26,8 @@ class Given(NamedTuple):
 
     `image` [B, ...] in [-1, 1]. Without `mask` sampling starts from the image noised to the first
     of the steps (SDEdit, arXiv 2108.01073): give rising steps that end early to stay near it. With
-    `mask`, that broadcasts to the image, what is under 1 is kept and the rest painted anew: after
-    every step the kept part is replaced by the image at the noise level just reached
+    `mask`, that broadcasts to the image, it is kept where the mask is 1 and painted anew where it
+    is 0: after every step the kept part is replaced by the image at the noise level just reached
     (RePaint's eq. 8, arXiv 2201.09865, without its resampling).
     """
 
@@ -38,11 +38,25 @@ class Given(NamedTuple):
 def spaced_steps(num_steps: int, count: int) -> np.ndarray:
     """Choose count of the timesteps 0..num_steps-1, rising, evenly spread, T-1 always among them.
 
-    Raises UserError unless 1 <= count <= num_steps.
+    Raises UserError unless count is whole and 1 <= count <= num_steps.
     """
-    if not 1 <= count <= num_steps:
+    if not 1 <= count <= num_steps or count != int(count):
         raise UserError(f"the number of sampling steps must be in 1..{num_steps}; got {count}")
-    return np.round(np.linspace(num_steps - 1, 0, count)).astype(np.int32)[::-1]
+    return np.round(np.linspace(num_steps - 1, 0, int(count))).astype(np.int32)[::-1]
+
+
+def sampling_steps(num_steps: int, steps: int | str | Sequence[int]) -> Int[np.ndarray, " s"]:
+    """The timesteps of 0..num_steps-1 that a sampler visits, rising.
+
+    steps is how many (`spaced_steps`), sections as "ddim50" or "10,15,20" (`section_steps`), or the
+    timesteps themselves. Raises UserError as those do, and for timesteps that do not rise or leave
+    the range.
+    """
+    if isinstance(steps, str):
+        return section_steps(num_steps, steps)
+    if np.ndim(steps) == 0:
+        return spaced_steps(num_steps, steps)
+    return checked_steps(num_steps, steps)
 
 
 def ancestral_sample(
@@ -51,7 +65,7 @@ def ancestral_sample(
     p: Parameterisation,
     key: Key[Array, ""],
     shape: tuple[int, ...],
-    steps: int | Sequence[int],
+    steps: int | str | Sequence[int],
     guide: Callable[[Array, Array, Reverse], Reverse] = lambda x_t, t, model: model,
     given: Given | None = None,
     frames: bool = False,
@@ -61,7 +75,7 @@ def ancestral_sample(
     With fewer steps than T the process is respaced (arXiv 2102.09672 section 4). `guide` may move
     each step's Gaussian (`guidance.guide_mean`). Raises UserError for wrong steps.
     """
-    ts = _steps(schedule, steps)
+    ts = sampling_steps(schedule.num_steps, steps)
     short = respaced(schedule, ts)
 
     def step(x_t, memory, i, t, noise):
@@ -78,7 +92,7 @@ def ddim_sample(
     schedule: Schedule,
     key: Key[Array, ""],
     shape: tuple[int, ...],
-    steps: int | Sequence[int],
+    steps: int | str | Sequence[int],
     eta: float = 0.0,
     threshold: Threshold = clip,
     given: Given | None = None,
@@ -86,15 +100,14 @@ def ddim_sample(
 ) -> Float[Array, "b ..."] | tuple[Float[Array, "b ..."], Float[Array, "s b ..."]]:
     """Draw x_0 of the given shape [B, ...] by DDIM (arXiv 2010.02502 eq. 12 and 16).
 
-    steps is how many timesteps to use (`spaced_steps`) or the timesteps themselves, rising. eta = 0
-    is deterministic given x_T, eta = 1 with every step is DDPM with the posterior's variance.
-    Each estimate of x_0 is thresholded and eps derived again from it. Raises UserError for steps
-    that do not rise or leave 0..T-1, for eta outside [0, 1], and for a step whose alpha_bar is 0,
-    where eps does not determine x_0.
+    steps are `sampling_steps`'. eta = 0 is deterministic given x_T, eta = 1 with every step is DDPM
+    with the posterior's variance. Each estimate of x_0 is thresholded and eps derived again from
+    it. Raises UserError for wrong steps, eta outside [0, 1], an eps_hat or a `given` of another
+    shape, and for a step whose alpha_bar is 0, where eps does not determine x_0.
     """
     if not 0.0 <= eta <= 1.0:
         raise UserError(f"eta must be in [0, 1]; got {eta}")
-    ts = _steps(schedule, steps, with_signal=True)
+    ts = _steps_with_signal(schedule, steps)
     log_alpha_bar = schedule.log_alpha_bar[ts]
     log_alpha_bar_prev = np.append(0.0, log_alpha_bar[:-1])
     variance = schedule.variance[ts]
@@ -123,7 +136,7 @@ def dpm_solver_sample(
     schedule: Schedule,
     key: Key[Array, ""],
     shape: tuple[int, ...],
-    steps: int | Sequence[int],
+    steps: int | str | Sequence[int],
     threshold: Threshold = clip,
     given: Given | None = None,
     frames: bool = False,
@@ -135,7 +148,7 @@ def dpm_solver_sample(
     line through this estimate of x_0 and the one before by half a step; the first and the last step
     are of first order, D = x_0. Raises UserError as `ddim_sample`.
     """
-    ts = _steps(schedule, steps, with_signal=True)
+    ts = _steps_with_signal(schedule, steps)
     half_log_snr = 0.5 * schedule.log_snr[ts]
     h = np.diff(np.append(np.inf, half_log_snr)) * -1.0  # rises backwards; infinite to x_0
     extend = np.zeros(len(ts))
@@ -159,6 +172,8 @@ def dpm_solver_sample(
 
 
 def _denoise(x_t, eps_hat, scale, sigma, threshold) -> tuple[Array, Array]:
+    if eps_hat.shape != x_t.shape:
+        raise UserError(f"predict(x_t, t) must be of shape {list(x_t.shape)}; got {eps_hat.shape}")
     x_0 = threshold((x_t - sigma * eps_hat.astype(jnp.float32)) / scale)
     return x_0, (x_t - scale * x_0) / sigma
 
@@ -168,6 +183,7 @@ def _walk(step, memory, schedule, ts, key, shape, given, frames):
     key_start, key_noise = jax.random.split(key)
     key_known = jax.random.fold_in(key_noise, schedule.num_steps)
     x_T = jax.random.normal(key_start, shape)
+    _check_given(given, shape)
     if given is not None and given.mask is None:
         x_T = q_sample(schedule, given.image, jnp.full(shape[:1], ts[-1]), x_T)
 
@@ -191,17 +207,26 @@ def _walk(step, memory, schedule, ts, key, shape, given, frames):
     return (x_0, seen) if frames else x_0
 
 
+def _check_given(given: Given | None, shape: tuple[int, ...]) -> None:
+    if given is None:
+        return
+    if given.image.shape != tuple(shape):
+        raise UserError(f"given.image must be of shape {list(shape)}; got {given.image.shape}")
+    mask = jnp.shape(given.mask if given.mask is not None else 1.0)
+    ends = zip(mask[::-1], shape[::-1], strict=False)
+    if len(mask) > len(shape) or any(m not in (1, n) for m, n in ends):
+        raise UserError(f"given.mask must broadcast to {list(shape)}; it is of shape {mask}")
+
+
 def _table(*columns: np.ndarray) -> Float[Array, "s c"]:
     return jnp.asarray(np.stack(columns, axis=1), jnp.float32)
 
 
-def _steps(
-    schedule: Schedule, steps: int | Sequence[int], with_signal: bool = False
-) -> Int[np.ndarray, " s"]:
-    if np.ndim(steps) == 0:
-        ts = spaced_steps(schedule.num_steps, int(steps))
-    else:
-        ts = checked_steps(schedule.num_steps, steps)
-    if with_signal and not np.all(schedule.sqrt_alpha_bar[ts].astype(np.float32) > 0.0):
-        raise UserError("a sampling step has alpha_bar = 0, where eps does not determine x_0")
+def _steps_with_signal(schedule: Schedule, steps) -> Int[np.ndarray, " s"]:
+    ts = sampling_steps(schedule.num_steps, steps)
+    without = ts[schedule.sqrt_alpha_bar[ts].astype(np.float32) == 0.0]
+    if without.size:
+        raise UserError(
+            f"sampling step t = {without[0]} has alpha_bar = 0, where eps does not determine x_0"
+        )
     return ts

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -235,10 +236,17 @@ def t_at(schedule: Schedule, log_snr: Float[Array, "..."]) -> Float[Array, "..."
 def extract(values: np.ndarray, t: Int[Array, "*batch"], ndim: int) -> Float[Array, "..."]:
     """Look up values [T] at t as float32, with trailing axes of 1 up to ndim axes.
 
-    A t outside 0..T-1 gives NaN: a wrong index must not pass for its neighbour.
+    Raises UserError for a t that is no integer or, where its value is known, not in 0..T-1. Inside
+    `jax.jit` such a t gives NaN: a wrong index must not pass for its neighbour.
     """
     table = jnp.asarray(values, jnp.float32)
     t = jnp.asarray(t)
+    if not jnp.issubdtype(t.dtype, jnp.integer):
+        raise UserError(f"t must be whole timesteps; got an array of {t.dtype}")
+    if not isinstance(t, jax.core.Tracer):
+        wrong = np.asarray(t)[(np.asarray(t) < 0) | (np.asarray(t) >= len(values))]
+        if wrong.size:
+            raise UserError(f"t must be in 0..{len(values) - 1}; got {wrong.flat[0]}")
     taken = table.at[t].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
     return taken.reshape(t.shape + (1,) * (ndim - t.ndim))
 

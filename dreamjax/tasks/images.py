@@ -149,15 +149,19 @@ def _folder(c: ImagesConfig, split: str) -> Images:
     )
 
     def rows(numbers):
-        return np.stack([_read(files[i], c.size) for i in numbers]), labels[numbers]
+        return np.stack([read_image(files[i], c.size) for i in numbers]), labels[numbers]
 
     return Images(rows, len(files), (c.size, c.size, 3), tuple(folders))
 
 
-def _read(path: Path, size: int) -> np.ndarray:
+def read_image(path: str | Path, size: int, mode: str = "RGB") -> np.ndarray:
+    """The middle square of an image file, uint8 [size, size, 3] (or, as "L", [size, size]).
+
+    Raises UserError where it cannot be read.
+    """
     try:
         with Image.open(path) as image:
-            return _squared(image.convert("RGB"), size)
+            return _squared(image.convert(mode), size)
     except (OSError, UnidentifiedImageError) as error:
         raise UserError(f"cannot read the image {path}: {error}") from error
 

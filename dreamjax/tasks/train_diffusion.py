@@ -58,8 +58,8 @@ class ScheduleConfig:
 class TrainDiffusionConfig:
     """Everything about a training run but the network; intervals are in steps.
 
-    `min_snr_gamma` 0 is no weighting; `by_importance` draws t by the losses seen
-    (arXiv 2102.09672 section 3.3), else evenly.
+    `min_snr_gamma` 0 is no weighting, `v_weighting` weighs any prediction's simple loss as v's;
+    `by_importance` draws t by the losses seen (arXiv 2102.09672 section 3.3), else evenly.
     """
 
     seed: int = 0
@@ -70,6 +70,7 @@ class TrainDiffusionConfig:
     loss: str = "simple"
     vlb_weight: float = 0.001
     min_snr_gamma: float = 0.0
+    v_weighting: bool = False
     by_importance: bool = False
     class_dropout: float = 0.0
     ema_decay: float = 0.999
@@ -87,8 +88,15 @@ class TrainDiffusionConfig:
     def __post_init__(self):
         if self.loss not in LOSSES:
             raise UserError(f"loss is {self.loss!r}: expected one of {', '.join(LOSSES)}")
-        if self.min_snr_gamma and (self.loss != "simple" or self.by_importance):
-            raise UserError("min_snr_gamma weighs the simple loss with t drawn evenly, no other")
+        if self.loss == "hybrid" and self.variance in ("fixed_small", "fixed_large"):
+            raise UserError(
+                f"loss is 'hybrid', which needs a learned variance: it is {self.variance!r}"
+            )
+        for name in ("min_snr_gamma", "v_weighting"):
+            if getattr(self, name) and (self.loss != "simple" or self.by_importance):
+                raise UserError(f"{name} weighs the simple loss with t drawn evenly, no other")
+        if self.min_snr_gamma and self.v_weighting:
+            raise UserError("min_snr_gamma and v_weighting are two weightings: set one")
 
 
 class State(NamedTuple):
@@ -210,6 +218,8 @@ def losses_of(prior, c: TrainDiffusionConfig, net, x_0, t, eps) -> Array:
     loss = losses.prediction_loss(net, of, p, x_0, t, eps)
     if c.min_snr_gamma > 0:
         loss = loss * losses.min_snr_weight(of, c.prediction, t, c.min_snr_gamma)
+    if c.v_weighting:
+        loss = loss * losses.v_weight(of, c.prediction, t)
     return loss
 
 

@@ -16,6 +16,9 @@ from dreamjax.diffusion.guidance import (
 from dreamjax.diffusion.reverse import Parameterisation, reverse, unclipped
 from dreamjax.diffusion.samplers import ancestral_sample, ddim_sample
 from dreamjax.diffusion.schedule import extract, linear
+from dreamjax.errors import UserError
+
+from . import float64
 
 
 @pytest.mark.parametrize("s", [0.0, 1.0, 7.5, 101.0])
@@ -29,14 +32,20 @@ def test_both_forms(s):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * (1 + s))
 
 
-def test_rescaled_has_the_spread_of_the_conditional():
+@pytest.mark.parametrize("jit", [False, True])
+def test_rescaled_has_the_spread_of_the_conditional(jit):
     rng = np.random.default_rng(2)
     cond = rng.standard_normal((3, 5, 5, 2)) * np.array([0.5, 1.0, 2.0]).reshape(3, 1, 1, 1)
     guided = 7.0 * rng.standard_normal((3, 5, 5, 2)) + 1.0
-    whole = jax.jit(rescaled)(jnp.float32(guided), jnp.float32(cond), 1.0)
-    np.testing.assert_allclose(np.std(whole, (1, 2, 3)), np.std(cond, (1, 2, 3)), rtol=1e-5)
-    part = rescaled(jnp.float32(guided), jnp.float32(cond), 0.7)
-    np.testing.assert_allclose(part, 0.7 * whole + 0.3 * guided, rtol=1e-5, atol=1e-5)
+    function = jax.jit(rescaled) if jit else rescaled
+    ratio = [np.std(c) / np.std(g) for c, g in zip(cond, guided, strict=True)]
+    ratio = np.reshape(ratio, (3, 1, 1, 1))
+    for share in (1.0, 0.7, 0.0):
+        expected = (share * ratio + 1 - share) * guided
+        found = function(jnp.float32(guided), jnp.float32(cond), share)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    whole = function(jnp.float32(guided), jnp.float32(cond), 1.0)
+    np.testing.assert_allclose(np.std(whole, (1, 2, 3)), np.std(cond, (1, 2, 3)), rtol=1e-6)
 
 
 def test_perp_neg():
@@ -52,15 +61,20 @@ def test_perp_neg():
             d_n = negative[n, b] - uncond[b]
             total -= weights[n, b] * (d_n - np.sum(d_n * d) / np.sum(d * d) * d)
         expected[b] = uncond[b] + 7.5 * total
-    args = (jnp.float32(x) for x in (cond, uncond, negative))
-    found = jax.jit(perp_neg)(*args, 7.5, jnp.float32(weights))
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    args = [jnp.float32(x) for x in (cond, uncond, negative)]
+    for function in (perp_neg, jax.jit(perp_neg)):
+        found = function(*args, 7.5, jnp.float32(weights))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+    with pytest.raises(UserError, match=r"weights \[N, B\] .*\[2, 4, 4, 3\]; got .*, \[3\]"):
+        perp_neg(*args, 7.5, jnp.ones(3))
+    with pytest.raises(UserError, match=r"eps_negative must be .* got \[2, 4, 4, 3\]"):
+        perp_neg(args[0], args[1], args[0], 7.5, jnp.ones((1, 2)))
     # A negative prompt that says what the prompt says takes nothing away (a plain one would).
     same = perp_neg(
         *map(jnp.float32, (cond, uncond)), jnp.float32(cond)[None], 3.0, jnp.ones((1, 2))
     )
     plain = classifier_free(jnp.float32(cond), jnp.float32(uncond), 3.0)
-    np.testing.assert_allclose(same, plain, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(same, plain, rtol=0, atol=1e-5)
 
 
 MU, VAR = 0.0, 0.3  # data N(MU, VAR), and a class whose density is N(1, 0.2) times a constant
@@ -107,11 +121,40 @@ def test_an_exact_classifier_gives_the_conditional_law(sampler):
     assert tolerance < 0.1 * abs(conditional_mean - MU)
 
 
-def test_guiding_the_mean_moves_nothing_else():
-    schedule = linear(10)
-    x, t = jnp.ones((2, 3)), jnp.array([4, 0])
-    model = reverse(schedule, Parameterisation(), x, t, 0.1 * x)
-    moved = guide_mean(model, 2.0 * x, 3.0)
-    np.testing.assert_allclose(moved.mean, model.mean + 6.0 * model.var, rtol=1e-6)
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_classifiers_guidance_against_float64(jit):
+    """log p = -0.5 |a x - t|^2 has gradient -a (a x - t); at t = 0, 1, middle and T-1."""
+    schedule, s, rng = linear(1000), 3.0, np.random.default_rng(4)
+    T = np.array([0, 1, 500, 999])
+    x, eps_hat = (np.float64(np.float32(rng.standard_normal((4, 3)))) for _ in range(2))
+    level = T[:, None] / 1000
+    gradient = -0.7 * (0.7 * x - level)
+    sigma = np.sqrt(1 - np.cumprod(1 - schedule.betas))[T, None]
+    mean, log_var = zip(
+        *(
+            float64.reverse(schedule.betas, "fixed_large", x[i], t, eps_hat[i])
+            for i, t in enumerate(T)
+        ),
+        strict=True,
+    )
+
+    def run(x, eps_hat):
+        t = jnp.asarray(T)
+        log_p = lambda x, t: -0.5 * jnp.sum((0.7 * x - t[:, None] / 1000) ** 2, axis=1)  # noqa: E731
+        found = log_probability_gradient(log_p, x, t)
+        p = Parameterisation("eps", "fixed_large", unclipped)
+        model = reverse(schedule, p, x, t, eps_hat)
+        return found, guide_eps(schedule, eps_hat, t, found, s), model, guide_mean(model, found, s)
+
+    found, eps, model, moved = (jax.jit(run) if jit else run)(jnp.float32(x), jnp.float32(eps_hat))
+    np.testing.assert_allclose(found, gradient, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(eps, eps_hat - s * sigma * gradient, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(moved.mean, mean + s * np.exp(log_var) * gradient, atol=1e-5)
     np.testing.assert_array_equal(moved.x_0, model.x_0)
     np.testing.assert_array_equal(moved.log_var, model.log_var)
+
+
+def test_guidance_of_shapes_that_do_not_fit():
+    x = jnp.zeros((2, 3))
+    with pytest.raises(UserError, match=r"eps_hat \[2, 3\], gradient \[2, 1\], t \[2\]"):
+        guide_eps(linear(10), x, jnp.array([0, 9]), x[:, :1], 1.0)

@@ -5,17 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamjax.diffusion import likelihood
 from dreamjax.diffusion.losses import (
     hybrid_loss,
     min_snr_weight,
     prediction_loss,
+    v_weight,
     vlb_loss,
 )
-from dreamjax.diffusion.process import q_sample
-from dreamjax.diffusion.reverse import Parameterisation, reverse, unclipped
+from dreamjax.diffusion.reverse import Parameterisation
 from dreamjax.diffusion.schedule import extract, linear, zero_terminal_snr
 from dreamjax.errors import UserError
+
+from . import float64
 
 SCHEDULE = linear(1000)
 T = np.array([0, 1, 500, 999])
@@ -80,7 +81,7 @@ def test_prediction_loss_against_float64(drawn, prediction, jit):
     p = Parameterisation(prediction, "learned_range")
     run = lambda *arrays: prediction_loss(net, SCHEDULE, p, *arrays)  # noqa: E731
     found = (jax.jit(run) if jit else run)(jnp.float32(x_0), jnp.asarray(T), jnp.float32(eps))
-    np.testing.assert_allclose(found, expected, rtol=2e-5)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def learned(x_t, t):
@@ -88,18 +89,26 @@ def learned(x_t, t):
 
 
 @pytest.mark.parametrize("jit", [False, True])
-def test_vlb_loss_is_t_times_the_terms_in_bits(drawn, jit):
-    x_0, eps = map(jnp.float32, drawn)
-    x_0 = jnp.round((x_0 + 1) * 127.5) / 127.5 - 1
-    p = Parameterisation("eps", "learned_range")
-    t = jnp.asarray(T)
-    run = lambda x_0: vlb_loss(learned, SCHEDULE, p, x_0, t, eps)  # noqa: E731
-    found = (jax.jit(run) if jit else run)(x_0)
-    x_t = q_sample(SCHEDULE, x_0, t, eps)
-    p = Parameterisation("eps", "learned_range", unclipped)
-    model = reverse(SCHEDULE, p, x_t, t, learned(x_t, t))
-    term = likelihood.bound_term(SCHEDULE, x_0, x_t, t, model)
-    np.testing.assert_allclose(found, 1000 * np.asarray(term) / np.log(2), rtol=1e-4)
+def test_vlb_and_hybrid_loss_against_float64(drawn, jit):
+    """T times the term in bits, and a thousandth of it with the mean square of eps."""
+    x_0, eps = (np.float32(a).astype(np.float64) for a in drawn)
+    x_0 = np.float32(np.round((x_0 + 1) * 127.5) / 127.5 - 1).astype(np.float64)
+    p = Parameterisation("eps", "learned_range")  # its clipping must not count
+    vlb, simple = np.empty(4), np.empty(4)
+    for i, t in enumerate(T):
+        x_t = float64.q_sample(SCHEDULE.betas, x_0[i], t, eps[i])
+        output = np.concatenate([np.sin(x_t) + 0.001 * t, 0.5 * np.cos(x_t)], axis=-1)
+        term = float64.term(SCHEDULE.betas, p.variance, x_0[i], x_t, t, output)
+        vlb[i] = 1000 * term / np.log(2)
+        simple[i] = np.mean((eps[i] - output[..., :3]) ** 2)
+
+    def run(x_0, eps):
+        losses = vlb_loss, hybrid_loss
+        return tuple(loss(learned, SCHEDULE, p, x_0, jnp.asarray(T), eps) for loss in losses)
+
+    found = (jax.jit(run) if jit else run)(jnp.float32(x_0), jnp.float32(eps))
+    np.testing.assert_allclose(found[0], vlb, rtol=1e-5)
+    np.testing.assert_allclose(found[1], simple + 0.001 * vlb, rtol=1e-5)
 
 
 def test_hybrid_loss_trains_the_mean_by_the_simple_and_the_variance_by_the_bound(drawn):
@@ -148,6 +157,45 @@ def test_min_snr_weights_make_one_loss_on_x0(drawn, gamma):
     np.testing.assert_allclose(weight, np.minimum(snr, gamma), rtol=1e-5)
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
     np.testing.assert_allclose(losses[2], losses[0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_weights_against_float64(jit):
+    alpha_bar = np.cumprod(1.0 - SCHEDULE.betas)[T]
+    snr = alpha_bar / (1 - alpha_bar)
+    capped = np.minimum(snr, 5.0)
+    expected = {
+        "x0": (capped, snr + 1),
+        "eps": (capped / snr, (snr + 1) / snr),
+        "v": (capped / (snr + 1), 1 + 0 * snr),
+    }
+    for prediction, (min_snr, v) in expected.items():
+        for function, weight in ((min_snr_weight, min_snr), (v_weight, v)):
+            run = lambda t, f=function, p=prediction: f(SCHEDULE, p, t)  # noqa: E731
+            found = (jax.jit(run) if jit else run)(jnp.asarray(T))
+            np.testing.assert_allclose(found, weight, rtol=1e-6)
+
+
+def test_v_weights_make_the_loss_of_v(drawn):
+    x_0, eps = map(jnp.float32, drawn)
+    t = jnp.array([100, 300, 500, 700])
+    scale, sigma = (extract(a, t, 4) for a in (SCHEDULE.sqrt_alpha_bar, SCHEDULE.sigma))
+    forms = {
+        "v": network,
+        "x0": lambda x_t, t: scale * x_t - sigma * network(x_t, t),
+        "eps": lambda x_t, t: sigma * x_t + scale * network(x_t, t),
+    }
+    v, *others = (
+        v_weight(SCHEDULE, name, t)
+        * prediction_loss(net, SCHEDULE, Parameterisation(name), x_0, t, eps)
+        for name, net in forms.items()
+    )
+    for other in others:
+        np.testing.assert_allclose(other, v, rtol=1e-5)
+    with pytest.raises(UserError, match="'mean'"):
+        v_weight(SCHEDULE, "mean", t)
+    with pytest.raises(UserError, match="alpha_bar, which is 0 at T-1"):
+        v_weight(zero_terminal_snr(linear(10)), "eps", t)
 
 
 def test_min_snr_at_no_signal_and_mistakes():

@@ -7,6 +7,7 @@ import pytest
 
 from dreamjax.diffusion import process
 from dreamjax.diffusion.schedule import cosine, linear, scaled_linear
+from dreamjax.errors import UserError
 
 SHAPE = (4, 3, 2)
 EPS32 = np.finfo(np.float32).eps
@@ -106,3 +107,39 @@ def test_the_wrong_formulas_in_circulation_fail():
     assert abs(x_t - (np.sqrt(alpha_bar) * 0.5 + (1 - alpha_bar)))[0] > 0.01
     wrong = (x_t - np.sqrt(1 - alpha_bar)) / alpha_bar
     assert abs(process.x0_from_eps(schedule, x_t, t, eps) - wrong)[0] > 0.1
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        process.q_sample,
+        process.x0_from_eps,
+        process.eps_from_x0,
+        process.v_from_x0_eps,
+        process.x0_from_v,
+        process.eps_from_v,
+        process.v_from_eps,
+        process.v_from_x0,
+    ],
+)
+def test_shapes_and_timesteps_that_do_not_fit(function):
+    """A broadcast that nobody meant, a t beyond the ends or not whole: told."""
+    x, t = jnp.zeros((2, 3, 1)), jnp.array([0, 9])
+    both = function, jax.jit(function, static_argnums=0)
+    for call in both:
+        with pytest.raises(UserError, match=r"one shape .*\[2, 3, 1\], .* \[1, 3, 1\], t \[2\]"):
+            call(linear(10), x, t, x[:1])
+        with pytest.raises(UserError, match=r"t \[B\]; got .* t \[3\]"):
+            call(linear(10), x, jnp.array([0, 1, 2]), x)
+        with pytest.raises(UserError, match="whole timesteps; got an array of float32"):
+            call(linear(10), x, jnp.array([0.0, 1.0]), x)
+    for wrong in (-1, 10):
+        with pytest.raises(UserError, match=rf"t must be in 0..9; got {wrong}"):
+            function(linear(10), x, jnp.array([0, wrong]), x)
+        assert np.isnan(both[1](linear(10), x, jnp.array([0, wrong]), x)[1]).all()
+
+
+def test_the_posterior_of_shapes_that_do_not_fit():
+    x = jnp.zeros((2, 3))
+    with pytest.raises(UserError, match=r"x_0 \[2, 3\], x_t \[1, 3\], t \[2\]"):
+        process.posterior(linear(10), x, x[:1], jnp.array([0, 9]))

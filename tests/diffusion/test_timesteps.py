@@ -72,6 +72,7 @@ def test_second_moment_against_lists():
         for index, loss in zip(t, losses, strict=True):
             lists[index] = [*lists[index], loss][-3:]
         p = np.asarray(jax.jit(probabilities)(memory))
+        np.testing.assert_allclose(probabilities(memory), p, rtol=1e-6)
         np.testing.assert_allclose(p.sum(), 1.0, rtol=1e-5)
         if min(map(len, lists)) < 3:
             np.testing.assert_allclose(p, 1 / 6, rtol=1e-6)

@@ -1,6 +1,8 @@
 """Training on labelled images, and what follows: samples, the bound, the classifier's guidance."""
 
+import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from PIL import Image
 from dreamjax.config import build
 from dreamjax.diffusion.process import q_sample
 from dreamjax.errors import UserError
+from dreamjax.main import main
 from dreamjax.priors import classes, classifier
 from dreamjax.tasks import likelihood, sample, tradeoff, train_classifier, train_diffusion
 from dreamjax.tasks.images import ImagesConfig, load, to_x
@@ -20,6 +23,7 @@ from dreamjax.training import parallel
 from dreamjax.training.optimizer import OptimizerConfig, make_optimizer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
+ROOT = Path(__file__).resolve().parents[2]
 NET = dict(channels=32, channel_mults=(1,), res_blocks=1, attention_sizes=())
 SCHEDULE = dict(shape="cosine", steps=10, zero_terminal_snr=False)
 
@@ -112,6 +116,10 @@ def test_a_stopped_run_ends_as_one_never_stopped(trained, tmp_path, monkeypatch)
     [
         dict(prediction="v", variance="fixed_small", loss="simple", min_snr_gamma=5.0),
         pytest.param(
+            dict(prediction="x0", variance="fixed_small", loss="simple", v_weighting=True),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
             dict(prediction="x0", variance="fixed_large", loss="vlb"), marks=pytest.mark.slow
         ),
         dict(prediction="x0", variance="learned", loss="vlb", by_importance=True),
@@ -155,6 +163,8 @@ def test_other_losses_learn(changes):
     [
         (dict(loss="l1"), "loss is 'l1'"),
         (dict(loss="simple", min_snr_gamma=5.0, by_importance=True), "min_snr_gamma"),
+        (dict(v_weighting=True), "v_weighting weighs the simple loss"),
+        (dict(loss="simple", min_snr_gamma=5.0, v_weighting=True), "two weightings"),
         (dict(net=dict(NET, image_size=8)), "config.net.image_size follows from the data"),
         (dict(net=dict(NET, width=8)), "unknown config key config.net.width"),
         (dict(schedule=dict(SCHEDULE, shape="square")), "schedule.shape is 'square'"),
@@ -169,6 +179,66 @@ def test_settings_that_cannot_be_meant(tmp_path, changes, says):
     assert not (tmp_path / "run").exists()
 
 
+DIGITS = "--config=configs/ddpm_digits.py"
+
+
+@pytest.mark.parametrize(
+    "args, says",
+    [
+        ([DIGITS, "--config.schedule.steps=0"], "whole number of steps, at least 1; got 0"),
+        (
+            [DIGITS, "--config.schedule.shape=linear", "--config.schedule.steps=10"],
+            "betas must be finite and in (0, 1]; betas[5] is 1.1",
+        ),
+        ([DIGITS, "--config.variance=small"], "variance must be one of fixed_small, "),
+        (
+            [DIGITS, "--config.variance=fixed_small"],
+            "loss is 'hybrid', which needs a learned variance: it is 'fixed_small'",
+        ),
+        ([DIGITS, "--config.data.name=cifar11"], "no data set 'cifar11', did you mean cifar10"),
+        ([DIGITS + ":sample", "--config.weights=MODEL", "--config.sampler.steps=11"], "got 11"),
+        (
+            [
+                DIGITS + ":sample",
+                "--config.weights=MODEL",
+                "--config.sampler.eta=2.0",
+                "--config.sampler.steps=5",
+            ],
+            "eta must be in [0, 1]; got 2.0",
+        ),
+        (
+            [DIGITS + ":likelihood", "--config.weights=GUIDE"],
+            "format 'dreamjax-classifier-1', not 'dreamjax-classes-1'",
+        ),
+        (
+            [DIGITS + ":likelihood", "--config.weights=WIDER"],
+            "wider.safetensors does not fit the network: cond.label.embedding is [11, 128], "
+            "not [11, 256]",
+        ),
+    ],
+)
+def test_mistakes_end_in_one_line(trained, guide, tmp_path, monkeypatch, capsys, args, says):
+    """From the command line: exit status 2 and a line that names the argument and its value."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("dreamjax.main.keep_compiled", lambda: None)
+    prior, params = classes.load(trained / "model.safetensors")
+    wider = dataclasses.replace(prior, net=dataclasses.replace(prior.net, channels=64))
+    classes.save(tmp_path / "wider.safetensors", wider, params)
+    files = dict(
+        MODEL=trained / "model.safetensors", GUIDE=guide, WIDER=tmp_path / "wider.safetensors"
+    )
+    for name, path in files.items():
+        args = [arg.replace(name, str(path)) for arg in args]
+    assert main(["dreamjax", *args, f"--workdir={tmp_path / 'run'}"]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("error: ") and says in said
+
+
+def test_going_on_with_another_network_is_refused(trained):
+    with pytest.raises(UserError, match="another run: net.channels is 32 there and 64 here"):
+        train_diffusion.run(train_config(net=dict(NET, channels=64)), trained)
+
+
 @pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpm_solver"])
 def test_sampling_by_class(trained, guide, tmp_path, sampler):
     config = dict(
@@ -177,13 +247,52 @@ def test_sampling_by_class(trained, guide, tmp_path, sampler):
         classifier=str(guide),
         prompts=("3", "8"),
         per_prompt=2,
-        sampler=dict(sampler=sampler, steps=3, guidance_scale=2.0, classifier_scale=1.0),
+        sampler=dict(sampler=sampler, steps="1,2", guidance_scale=2.0, classifier_scale=1.0),
     )
     sample.run(config, tmp_path)
     names = sorted(path.name for path in (tmp_path / "images").iterdir())
     assert names == ["3-000.png", "3-001.png", "8-000.png", "8-001.png"]
     assert np.asarray(Image.open(tmp_path / "images" / "3-000.png")).shape == (8, 8, 3)
     assert np.asarray(Image.open(tmp_path / "samples.png")).std() > 0
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    """A held-out seven as a file, and a mask that keeps its upper half."""
+    folder = tmp_path_factory.mktemp("picture")
+    data = load(ImagesConfig(), "held_out")
+    images, labels = data.rows(np.arange(data.count))
+    seven = images[np.flatnonzero(labels == 7)[0], ..., 0]
+    Image.fromarray(np.uint8(np.round(seven * 255.0 / 16))).save(folder / "seven.png")
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:4] = 255
+    Image.fromarray(mask).save(folder / "mask.png")
+    return folder, seven / 16.0
+
+
+def test_painting_a_part_anew_and_starting_from_a_picture(trained, tmp_path, picture):
+    folder, seven = picture
+    config = dict(
+        task="sample",
+        weights=str(trained / "model.safetensors"),
+        prompts=("7",),
+        per_prompt=3,
+        image=str(folder / "seven.png"),
+        sampler=dict(sampler="dpm_solver", steps=10),
+    )
+
+    def draw(name, **changes):
+        sample.run(config | changes, tmp_path / name)
+        paths = sorted((tmp_path / name / "images").iterdir())
+        return np.stack([np.asarray(Image.open(path))[..., 0] for path in paths]) / 255.0
+
+    kept = draw("mask", mask=str(folder / "mask.png"))
+    np.testing.assert_allclose(kept[:, :4], np.tile(seven[:4], (3, 1, 1)), atol=1 / 255)
+    assert (np.abs(kept[:, 4:] - seven[4:]).mean((1, 2)) > 0.1).all()
+    # Three of the ten steps leave most of the picture as it is, all of them nothing.
+    error = lambda found: np.sqrt(((found - seven) ** 2).mean())  # noqa: E731
+    near, far = error(draw("near", start=0.2)), error(draw("far"))
+    assert near < 0.5 * far
 
 
 def test_guidance_pulls_towards_its_class(trained, guide):
@@ -215,10 +324,24 @@ def test_guidance_pulls_towards_its_class(trained, guide):
         (dict(sampler=dict(sampler="euler")), "sampler is 'euler'"),
         (dict(sampler=dict(classifier_scale=1.0)), "needs a classifier"),
         (dict(sampler=dict(steps=11)), "must be in 1..10; got 11"),
+        (dict(sampler=dict(steps="ddim6")), "no whole stride takes 6 of 10 steps"),
         (dict(per_prompt=0), "per_prompt"),
+        (dict(mask="m.png"), "set image too"),
+        (dict(start=0.5), "start is 0.5"),
+        (dict(image="/nowhere/x.png"), "cannot read the image /nowhere/x.png"),
+        (
+            dict(image="PICTURE", start=1.5, sampler=dict(steps=2)),
+            "start is 1.5: expected a fraction up to 1",
+        ),
+        (
+            dict(image="PICTURE", start=0.0, sampler=dict(steps=2)),
+            "start is 0.0: expected a fraction",
+        ),
     ],
 )
-def test_samples_that_cannot_be_drawn(trained, tmp_path, changes, says):
+def test_samples_that_cannot_be_drawn(trained, tmp_path, picture, changes, says):
+    if changes.get("image") == "PICTURE":
+        changes = changes | {"image": str(picture[0] / "seven.png")}
     config = dict(task="sample", weights=str(trained / "model.safetensors"), prompts=("3",))
     with pytest.raises(UserError, match=says):
         sample.run(config | changes, tmp_path / "run")
