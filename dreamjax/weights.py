@@ -51,7 +51,7 @@ def read(path: str | Path, format: str | None) -> Weights:
 
     Raises UserError where it is missing, damaged, or of another format.
     """
-    with _open(path) as file:
+    with open_file(path) as file:
         metadata = file.metadata() or {}
         if format is not None and metadata.get("format") != format:
             raise UserError(f"{path} is of format {metadata.get('format')!r}, not {format!r}")
@@ -60,11 +60,12 @@ def read(path: str | Path, format: str | None) -> Weights:
 
 def format_of(path: str | Path) -> str | None:
     """The format that a file's metadata name; raises UserError for a file that cannot be read."""
-    with _open(path) as file:
+    with open_file(path) as file:
         return (file.metadata() or {}).get("format")
 
 
-def _open(path: str | Path):
+def open_file(path: str | Path):
+    """An open safetensors file, of NumPy arrays; raises UserError where it cannot be read."""
     try:
         return safe_open(str(path), framework="numpy")
     except (OSError, SafetensorError) as error:
@@ -79,21 +80,27 @@ def fit(path: str | Path, tensors: Mapping[str, np.ndarray], wanted: PyTree) -> 
     """
     shapes = {name: value.shape for name, value in flatten_dict(wanted, sep=".").items()}
     found = {name: value.shape for name, value in tensors.items()}
-    wrong = [
-        *(f"missing {name}" for name in shapes if name not in found),
-        *(f"left over {name}" for name in found if name not in shapes),
-        *(
-            f"{name} is {list(found[name])}, not {list(shape)}"
-            for name, shape in shapes.items()
-            if found.get(name, shape) != shape
-        ),
-    ]
-    if wrong:
+    if wrong := mismatches(shapes, found):
         more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         raise UserError(f"{path} does not fit the network: {'; '.join(wrong[:4])}{more}")
     check_finite(path, tensors)
     params = {name: jnp.asarray(value, jnp.float32) for name, value in tensors.items()}
     return unflatten_dict(params, sep=".")
+
+
+def mismatches(
+    wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    """What is missing, left over or of another shape, each tensor by name in a few words."""
+    return [
+        *(f"missing {name}" for name in wanted if name not in found),
+        *(f"left over {name}" for name in found if name not in wanted),
+        *(
+            f"{name} is {list(found[name])}, not {list(shape)}"
+            for name, shape in wanted.items()
+            if found.get(name, shape) != shape
+        ),
+    ]
 
 
 def check_finite(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dreamjax.diffusion.schedule import Schedule
 from dreamjax.nets.text import Text
 
-__all__ = ["Prior", "Text", "encode_pixels"]
+__all__ = ["Prior", "Text", "decode_pixels", "encode_pixels"]
 
 
 class Prior(Protocol):
@@ -61,3 +62,8 @@ def encode_pixels(rgb: Float[Array, "b h w 3"], image_size: int) -> Float[Array,
     if (height, width) != (image_size, image_size):
         rgb = jax.image.resize(rgb, (batch, image_size, image_size, channels), "bilinear")
     return 2.0 * rgb - 1.0
+
+
+def decode_pixels(z_0: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Pictures in [0, 1] of a pixel prior's z_0."""
+    return 0.5 * (jnp.clip(z_0, -1.0, 1.0) + 1.0)

@@ -19,7 +19,7 @@ from dreamjax.diffusion.reverse import Parameterisation, eps_of, split_output
 from dreamjax.diffusion.schedule import Schedule
 from dreamjax.errors import UserError
 from dreamjax.nets.adm import ADM, ADMConfig
-from dreamjax.priors.base import encode_pixels
+from dreamjax.priors.base import decode_pixels, encode_pixels
 
 FORMAT = "dreamjax-classes-1"
 
@@ -97,6 +97,10 @@ class ClassPrior:
     ) -> Float[Array, "b s s 3"]:
         """Pixels brought to `image_size` and to [-1, 1]; `params` and `key` are not used."""
         return encode_pixels(rgb, self.image_size)
+
+    def decode(self, params: PyTree, z_0: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Pictures in [0, 1]; `params` are not used."""
+        return decode_pixels(z_0)
 
     def output(
         self,

@@ -24,7 +24,7 @@ from dreamjax.diffusion.schedule import Schedule, cosine
 from dreamjax.errors import UserError
 from dreamjax.nets.text import Text, TextConfig, TextEncoder
 from dreamjax.nets.unet import UNet, UNetConfig
-from dreamjax.priors.base import encode_pixels
+from dreamjax.priors.base import decode_pixels, encode_pixels
 from dreamjax.weights import tuples
 
 FORMAT = "dreamjax-toybox-1"
@@ -96,6 +96,10 @@ class ToyboxPrior:
     ) -> Float[Array, "b s s 3"]:
         """Pixels brought to `image_size` and to [-1, 1]; `params` and `key` are not used."""
         return encode_pixels(rgb, self.image_size)
+
+    def decode(self, params: PyTree, z_0: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+        """Pictures in [0, 1]; `params` are not used."""
+        return decode_pixels(z_0)
 
     def output(
         self, params: PyTree, z_t: Float[Array, "b h w 3"], t: Int[Array, " b"], text: Text

@@ -1,0 +1,67 @@
+"""Published `config.json` files: what a network of ours takes from one, and what it refuses.
+
+A key that is not there has the published default. Whatever would make another network than ours
+raises UserError naming the key and its value, so that no weights are read into the wrong one.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from dreamjax.errors import UserError
+
+
+def refused(key: str, value: Any, right: str) -> UserError:
+    """The error for a published setting that is not what it must be, `right` in words."""
+    return UserError(f"config.json has {key} {value!r}; this network has {right}")
+
+
+def refuse_others(
+    given: Mapping[str, Any], read: Collection[str], fixed: Mapping[str, Any]
+) -> None:
+    """Raise UserError for a key that is not `read` and not at its value in `fixed`.
+
+    Other keys that begin with "_" say who wrote the file; those of options that we do not have are
+    null, false or 0 where they are off.
+    """
+    for key, value in given.items():
+        if key in fixed:
+            if value != fixed[key]:
+                raise refused(key, value, repr(fixed[key]))
+        elif key not in read and not key.startswith("_") and value not in (None, False):
+            raise refused(key, value, "no such option")
+
+
+def whole(given: Mapping[str, Any], key: str, default: int) -> int:
+    """The positive whole number under `key`; raises UserError for anything else."""
+    value = given.get(key, default)
+    if not _is_whole(value):
+        raise refused(key, value, "a positive whole number")
+    return value
+
+
+def wholes(given: Mapping[str, Any], key: str, default: Collection[int]) -> tuple[int, ...]:
+    """The positive whole numbers listed under `key`; raises UserError for anything else."""
+    value = given.get(key, default)
+    if not isinstance(value, list | tuple) or not value or not all(map(_is_whole, value)):
+        raise refused(key, value, "a list of positive whole numbers")
+    return tuple(value)
+
+
+def number(given: Mapping[str, Any], key: str, default: float) -> float:
+    """The positive number under `key`; raises UserError for anything else."""
+    value = given.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise refused(key, value, "a positive number")
+    return float(value)
+
+
+def switch(given: Mapping[str, Any], key: str, default: bool) -> bool:
+    """The true or false under `key`; raises UserError for anything else."""
+    value = given.get(key, default)
+    if not isinstance(value, bool):
+        raise refused(key, value, "true or false")
+    return value
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -1,0 +1,191 @@
+"""Model folders as Hugging Face publishes them (the diffusers layout), read into Flax parameters.
+
+A model is a folder, or the repository id that one is fetched from: `model_index.json` at its root
+and, in a subfolder for each part, `config.json` with tensors in safetensors, in one file or in
+several with an index. Our modules have the published names, list numbers as a suffix, so that one
+rule names every tensor:
+
+    ours    down_blocks_0.resnets_1.conv1.kernel  [H, W, I, O]
+    theirs  down_blocks.0.resnets.1.conv1.weight  [O, I, H, W]
+
+Tensors are read one at a time, and nothing is ever unpickled.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import PyTree
+
+from dreamjax import weights
+from dreamjax.errors import UserError
+
+# What is fetched; flax, onnx, openvino and pickled twins stay where they are.
+WANTED = ("*.json", "*.txt")
+LEAF = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+# Names of the VAE's attention before 2023.
+FORMER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def find(model: str, parts: Sequence[str]) -> Path:
+    """The folder of a model: itself, or that of a repository id, fetched once and kept.
+
+    `parts` are the subfolders whose tensors are fetched, "" being the root; in half precision where
+    it is offered. Only an id that is not in the cache uses the network. Raises UserError for what
+    is neither a folder nor an id, and where the repository cannot be had.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        raise UserError(f"weights is {model!r}: neither a folder nor a repository id (OWNER/NAME)")
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        names = huggingface_hub.list_repo_files(model)
+    except HfHubHTTPError as error:
+        raise UserError(f"cannot fetch {model}: {str(error).splitlines()[0]}") from error
+    except Exception as network:  # of whichever transport the hub's library uses
+        try:
+            return Path(huggingface_hub.snapshot_download(model, local_files_only=True))
+        except LocalEntryNotFoundError as error:
+            raise UserError(
+                f"{model} has not been fetched before, and the network cannot be reached: {network}"
+            ) from error
+    patterns = [*WANTED, *(_chosen(model, names, part) for part in parts)]
+    try:
+        return Path(huggingface_hub.snapshot_download(model, allow_patterns=patterns))
+    except (HfHubHTTPError, OSError) as error:
+        raise UserError(f"cannot fetch {model}: {str(error).splitlines()[0]}") from error
+
+
+def _chosen(model: str, names: Sequence[str], part: str) -> str:
+    """A pattern for the tensors of a part among a repository's file names."""
+    prefix = f"{part}/" if part else ""
+    here = [n for n in names if n.startswith(prefix) and "/" not in n[len(prefix) :]]
+    tensors = [n for n in here if n.endswith(".safetensors")]
+    if not tensors:
+        raise UserError(_no_tensors(f"{model}/{part}".rstrip("/"), here))
+    half = [n for n in tensors if ".fp16" in n]
+    stem = re.split(r"[.]fp16|-0|[.]safetensors", Path(half[0] if half else tensors[0]).name)[0]
+    return f"{prefix}{stem}{'.fp16' if half else ''}*.safetensors"
+
+
+def _no_tensors(where: str | Path, names: Sequence[str]) -> str:
+    pickled = [n for n in names if n.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    if pickled:
+        return (
+            f"{where} has its weights only as {Path(pickled[0]).name}, a pickle, which may run any "
+            "code when it is read: convert it to safetensors first"
+        )
+    return f"{where} holds no .safetensors file"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's object; raises UserError where there is none."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return found
+
+
+def load(folder: Path, wanted: PyTree, strip: str = "") -> PyTree:
+    """The tensors of a part as float32 parameters of the tree of shapes `wanted`.
+
+    `strip` is a prefix that names in the files may have. Every parameter is matched once; raises
+    UserError naming what is missing, left over, of another shape or not finite, and for files that
+    are missing or damaged.
+    """
+    files = _files(folder)
+    where = {}
+    for file, handle in files.items():
+        for name in handle.keys():
+            ours = _canonical(name, strip)
+            if ours is None:
+                continue
+            if ours in where:
+                raise UserError(f"{folder}: {name} is there twice, in {where[ours][0]} and {file}")
+            where[ours] = (file, name)
+    flat = flatten_dict(wanted, sep=".")
+    names = {published_name(name): name for name in flat}
+    shapes = {name: published_shape(ours, flat[ours].shape) for name, ours in names.items()}
+    found = {
+        name: tuple(files[file].get_slice(original).get_shape())
+        for name, (file, original) in where.items()
+    }
+    if wrong := weights.mismatches(shapes, found):
+        listed = "; ".join(wrong)
+        raise UserError(f"{folder} does not fit the network its config describes: {listed}")
+    params = {}
+    for name, (file, original) in where.items():
+        value = files[file].get_tensor(original)
+        if not np.isfinite(value).all():
+            raise UserError(f"{folder / file}: {original} is not finite")
+        params[names[name]] = jnp.asarray(our_layout(names[name], value), jnp.float32)
+    return unflatten_dict(params, sep=".")
+
+
+def _files(folder: Path) -> dict[str, Any]:
+    """The open files of a part: full precision before fp16, an index before a single file."""
+    present = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    if not present:
+        raise UserError(f"there is no folder {folder}, or nothing in it")
+    for variant in ("", r"\.fp16"):
+        index = [n for n in present if re.fullmatch(rf"\w+\.safetensors\.index{variant}\.json", n)]
+        for name in index:
+            shards = sorted(set(read_json(folder / name).get("weight_map", {}).values()))
+            missing = [shard for shard in shards if shard not in present]
+            if missing == shards:  # an index alone, fetched with the configs
+                continue
+            if missing:
+                raise UserError(f"{folder / name} names {', '.join(missing)}, which is not there")
+            return {shard: weights.open_file(folder / shard) for shard in shards}
+        whole = [n for n in present if re.fullmatch(rf"\w+{variant}\.safetensors", n)]
+        if len(whole) > 1:
+            raise UserError(f"{folder} holds several models: {', '.join(whole)}")
+        if whole:
+            return {whole[0]: weights.open_file(folder / whole[0])}
+    raise UserError(_no_tensors(folder, present))
+
+
+def _canonical(name: str, strip: str) -> str | None:
+    """A tensor's name today, None for one that is no parameter."""
+    if name.endswith(".position_ids"):
+        return None
+    parts = name.removeprefix(strip).split(".")
+    if len(parts) > 1 and parts[-2] in FORMER:
+        parts[-2] = FORMER[parts[-2]]
+    return ".".join(parts)
+
+
+def published_name(name: str) -> str:
+    """The published name of our parameter `name`."""
+    *modules, leaf = name.split(".")
+    dotted = [
+        module if module.startswith("linear_") else re.sub(r"_(\d+)$", r".\1", module)
+        for module in modules
+    ]
+    return ".".join([*dotted, LEAF.get(leaf, leaf)])
+
+
+def published_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that our parameter `name` has in the files."""
+    if not name.endswith(".kernel"):
+        return tuple(shape)
+    return (*shape[:-3:-1], *shape[:-2])
+
+
+def our_layout(name: str, value: np.ndarray) -> np.ndarray:
+    """Undo `published_shape`: [O, I, ...] to [..., I, O] for kernels."""
+    if not name.endswith(".kernel"):
+        return value
+    return np.moveaxis(value, (0, 1), (-1, -2))

@@ -1,0 +1,134 @@
+"""Stable Diffusion as a prior against diffusers' own pipeline, both generations, random weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamjax.diffusion.guidance import classifier_free
+from dreamjax.diffusion.process import v_from_eps
+from dreamjax.diffusion.reverse import unclipped
+from dreamjax.diffusion.samplers import ddim_sample, dpm_solver_sample
+from dreamjax.priors import stable_diffusion
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+from . import tiny_sd  # noqa: E402
+
+pytestmark = [
+    pytest.mark.usefixtures("quick_compilation"),
+    # diffusers' and transformers' own
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning"),
+]
+PROMPTS = ["a red ball", "", "élan ✓ 雪だるま", "red " * 100, "A  RED\tBall!"]
+
+
+@pytest.fixture(scope="module", params=tiny_sd.FLAVOURS)
+def both(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sd")
+    pipeline = tiny_sd.make(folder, request.param)
+    return pipeline, *stable_diffusion.load(str(folder / "model"))
+
+
+def error(ours, theirs):
+    """The largest difference as a share of the largest value."""
+    theirs = theirs.detach().numpy() if hasattr(theirs, "detach") else theirs
+    return np.max(np.abs(np.asarray(ours, np.float64) - theirs)) / np.max(np.abs(theirs))
+
+
+def nchw(x):
+    return torch.from_numpy(np.moveaxis(np.array(x), -1, 1).copy())
+
+
+def test_texts_odd_ones_too(both):
+    pipeline, prior, params = both
+    ids = pipeline.tokenizer(
+        PROMPTS, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+    ).input_ids
+    with torch.no_grad():
+        theirs = pipeline.text_encoder(ids)[0]
+    ours = prior.embed(params, PROMPTS)
+    assert ours.tokens.shape == (len(PROMPTS), 77, 24) and bool(ours.mask.all())
+    assert error(ours.tokens, theirs) < 1e-5
+
+
+def test_latents_are_drawn_from_the_encoders_distribution(both):
+    pipeline, prior, params = both
+    rgb = jax.random.uniform(jax.random.key(1), (2, 64, 64, 3))
+    key = jax.random.key(2)
+    with torch.no_grad():
+        theirs = pipeline.vae.encode(nchw(2 * rgb - 1)).latent_dist
+    noise = np.asarray(jax.random.normal(key, (2, 8, 8, 4)))
+    mean, std = (np.moveaxis(x.numpy(), 1, -1) for x in (theirs.mean, theirs.std))
+    encode = jax.jit(prior.encode)
+    ours = encode(params, rgb, key)
+    assert error(ours, 0.18215 * (mean + std * noise)) < 1e-5
+    # Any size of rendering is brought to the prior's.
+    assert jax.eval_shape(encode, params, rgb[:, :32, :32], key).shape == (2, 8, 8, 4)
+
+
+def test_the_linear_latents_are_the_nearest_affine_ones(both):
+    pipeline, prior, params = both
+    levels = np.stack(np.meshgrid(*[[-1.0, 0.0, 1.0]] * 3, indexing="ij"), -1).reshape(-1, 3)
+    flat = np.broadcast_to(levels[:, :, None, None], (27, 3, 64, 64)).astype(np.float32)
+    with torch.no_grad():
+        latent = 0.18215 * pipeline.vae.encode(torch.from_numpy(flat.copy())).latent_dist.mean
+    latent = latent.numpy().mean((2, 3)).astype(np.float64)
+    ours = prior.encode_linear(params, (levels[:, None, None] + 1) / 2, jax.random.key(0))
+    assert ours.shape == (27, 8, 8, 4)
+    residual = np.asarray(ours, np.float64)[:, 3, 5] - latent
+    # The residual of least squares is orthogonal to what it was fitted on.
+    along = np.concatenate([levels, np.ones((27, 1))], 1).T @ residual
+    assert np.abs(along).max() < 1e-4 * np.abs(latent).max() * 27
+    assert (residual**2).sum() < ((latent - latent.mean(0)) ** 2).sum()
+
+
+def test_eps_whatever_the_unet_predicts(both):
+    pipeline, prior, params = both
+    z_t = jax.random.normal(jax.random.key(3), (3, 8, 8, 4))
+    t = jnp.array([1, 500, 999])
+    text = prior.embed(params, PROMPTS[:3])
+    with torch.no_grad():
+        tokens = torch.from_numpy(np.array(text.tokens))
+        theirs = pipeline.unet(nchw(z_t), torch.from_numpy(np.array(t)), tokens).sample
+    theirs = np.moveaxis(theirs.numpy(), 1, -1)
+    eps_hat = jax.jit(prior.predict_eps)(params, z_t, t, text)
+    ours = eps_hat if prior.prediction == "eps" else v_from_eps(prior.schedule, z_t, t, eps_hat)
+    # v from eps at t = 1 is worse conditioned by 1 / sigma, 24.
+    assert error(ours, theirs) < (1e-5 if prior.prediction == "eps" else 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["ddim", "dpm_solver"])
+def test_ten_steps_from_the_same_noise_give_the_same_picture(both, sampler):
+    pipeline, prior, params = both
+    config = dict(pipeline.scheduler.config)
+    if sampler == "ddim":  # with the last step to x_0 and not to the first noise level, as ours
+        scheduler = diffusers.DDIMScheduler.from_config(config, set_alpha_to_one=True)
+    else:
+        config = {k: v for k, v in config.items() if k != "timestep_spacing"}
+        scheduler = diffusers.DPMSolverMultistepScheduler.from_config(
+            config, algorithm_type="dpmsolver++", timestep_spacing="linspace"
+        )
+    pipeline.scheduler = scheduler
+    key = jax.random.key(4)
+    start = jax.random.normal(jax.random.split(key)[0], (1, 8, 8, 4))
+    theirs = pipeline(
+        PROMPTS[0], num_inference_steps=10, guidance_scale=7.5, negative_prompt="blue",
+        latents=nchw(start), output_type="np",
+    ).images  # fmt: skip
+
+    steps = sorted(int(t) for t in scheduler.timesteps)
+    text, null = prior.embed(params, PROMPTS[:1]), prior.embed(params, ["blue"])
+    texts = jax.tree.map(lambda *x: jnp.concatenate(x), text, null)
+
+    def predict(z_t, t):
+        eps = prior.predict_eps(params, jnp.repeat(z_t, 2, 0), jnp.repeat(t, 2), texts)
+        return classifier_free(eps[:1], eps[1:], 7.5)
+
+    sample = {"ddim": ddim_sample, "dpm_solver": dpm_solver_sample}[sampler]
+    z_0 = sample(predict, prior.schedule, key, (1, 8, 8, 4), steps, threshold=unclipped)
+    ours = np.asarray(prior.decode(params, z_0), np.float64)
+    assert theirs.std() > 0.1 and np.mean(np.abs(theirs - 0.5) > 0.499) < 0.2
+    psnr = -10 * np.log10(np.mean((ours - theirs) ** 2))
+    assert psnr > 80.0
