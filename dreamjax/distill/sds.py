@@ -9,7 +9,8 @@ Normalisation: the gradient with respect to rgb is, with V the number of views g
 
 a mean over views (and over the draws of each) and a plain sum over z_0's elements, the factor
 sqrt(alpha_bar_t) of d z_t / d z_0 being part of w(t) as in the paper. Averaging the gradients of
-devices that hold equally many views gives the same over the global batch.
+devices that hold equally many views gives the same over the global batch. With `clip_residual` each
+view's w(t) (eps_hat - eps), the mean over its draws, is first shortened to that norm.
 """
 
 import math
@@ -22,10 +23,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dreamjax.diffusion import timesteps
-from dreamjax.diffusion.guidance import classifier_free
+from dreamjax.diffusion.guidance import classifier_free, perp_neg
 from dreamjax.diffusion.process import q_sample
 from dreamjax.diffusion.schedule import Schedule, extract
-from dreamjax.distill.prompts import embed_views
+from dreamjax.distill.prompts import (
+    FRONT,
+    SIDE,
+    embed_views,
+    interpolated_text,
+    nearest_text,
+    negative_weights,
+)
 from dreamjax.distill.views import Views
 from dreamjax.errors import UserError
 from dreamjax.priors.base import Prior, Text
@@ -56,8 +64,12 @@ class SdsConfig:
     With t_range_end the range moves linearly from t_range to it over the run. Each view is noised
     `draws` times, each in its own part of the range of t: where rendering costs more than asking
     the prior, as with the shipped one, that is the cheapest way to a less noisy gradient (the
-    paper: 1). Raises UserError for a range that is not 0 <= low < high <= 1, no draws, a guidance
-    not finite, or an unknown weighting.
+    paper: 1). `interpolate_views` mixes the texts of front, side and back by azimuth, instead of
+    taking the nearest. `perp_neg` is the strength of guidance away from the front's and the side's
+    text where they are not seen (1: threestudio's; 0: none), best with interpolate_views; a draw
+    then asks the prior 4 times instead of 2. `clip_residual` is the largest norm of a view's
+    residual (0: any). Raises UserError for a range that is not 0 <= low < high <= 1, no draws, a
+    guidance not finite, an unknown weighting, a negative perp_neg or clip_residual.
     """
 
     guidance_scale: float = 101.0
@@ -65,6 +77,9 @@ class SdsConfig:
     t_range: tuple[float, float] = (0.02, 0.98)
     t_range_end: tuple[float, float] | None = None
     weighting: str = "sigma_squared"
+    interpolate_views: bool = False
+    perp_neg: float = 0.0
+    clip_residual: float = 0.0
 
     def __post_init__(self):
         for name in ("t_range", "t_range_end"):
@@ -79,6 +94,9 @@ class SdsConfig:
             raise UserError(f"guidance_scale must be finite; got {self.guidance_scale}")
         if self.weighting not in WEIGHTINGS:
             raise UserError(f"weighting must be one of {[*WEIGHTINGS]}; got {self.weighting!r}")
+        for name in ("perp_neg", "clip_residual"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} must be 0 or more; got {getattr(self, name)}")
 
 
 class SdsParams(NamedTuple):
@@ -106,7 +124,33 @@ def t_range_at(
     return low, high
 
 
-def make_sds(prior: Prior, config: SdsConfig, total_steps: int) -> Objective:
+def view_texts(config: SdsConfig, params: SdsParams, views: Views) -> list[Text]:
+    """What the prior is asked with for each view, [V, L, D] each: its text, null, and negatives."""
+    if config.interpolate_views:
+        cond = interpolated_text(params.text, views.camera.azimuth, views.camera.elevation)
+    else:
+        cond = nearest_text(params.text, views.word)
+    uncond = jax.tree.map(lambda x, c: jnp.broadcast_to(x, c.shape), params.null, cond)
+    negative = (FRONT, SIDE) if config.perp_neg > 0 else ()
+    of_word = lambda word: nearest_text(params.text, jnp.full_like(views.word, word))  # noqa: E731
+    return [cond, uncond, *map(of_word, negative)]
+
+
+def guided(
+    config: SdsConfig, eps_hats: list[Float[Array, "b ..."]], views: Views
+) -> Float[Array, "b ..."]:
+    """eps_hat from the predictions for `view_texts`, b being V times draws, draws fastest."""
+    eps_cond, eps_uncond, *eps_negative = eps_hats
+    if not eps_negative:
+        return classifier_free(eps_cond, eps_uncond, config.guidance_scale)
+    weights = negative_weights(views.camera.azimuth, views.camera.elevation)
+    weights = config.perp_neg * jnp.repeat(weights, config.draws, axis=1)
+    return perp_neg(eps_cond, eps_uncond, jnp.stack(eps_negative), config.guidance_scale, weights)
+
+
+def make_sds(
+    prior: Prior, config: SdsConfig, total_steps: int, encode: Callable | None = None
+) -> Objective:
     """The SDS objective (params: SdsParams, rgb [V, H, W, 3], views, key, step) -> (loss, metrics).
 
     key belongs to this step and this objective; view i draws from fold_in(key, views.index[i])
@@ -114,16 +158,19 @@ def make_sds(prior: Prior, config: SdsConfig, total_steps: int) -> Objective:
     DreamFusion eq. 3 under the normalisation above; its value is half the squared norm of
     w (eps_hat - eps), mean over views. Nothing is differentiated through the network, and params
     get no gradient. Metrics, means over views: "loss", "residual_norm" (of w (eps_hat - eps)), "t".
+    Loss and norm are those before clipping. `encode` takes the place of `prior.encode`, for a
+    part of a run that a cheaper way into the prior's space is good enough for.
     """
     schedule = prior.schedule
     weight = WEIGHTINGS[config.weighting]
+    encode = prior.encode if encode is None else encode
 
     def objective(params, rgb, views, key, step):
         params = jax.lax.stop_gradient(params)
         keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(key, index), 3))(
             views.index
         )
-        z_0 = jax.vmap(lambda image, k: prior.encode(params.prior, image[None], k)[0])(
+        z_0 = jax.vmap(lambda image, k: encode(params.prior, image[None], k)[0])(
             rgb, keys[:, 0]
         ).astype(jnp.float32)
 
@@ -132,29 +179,35 @@ def make_sds(prior: Prior, config: SdsConfig, total_steps: int) -> Objective:
         shape = (config.draws, *z_0.shape[1:])
         eps = jax.vmap(lambda k: jax.random.normal(k, shape))(keys[:, 2])
         flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
-        drawn = jnp.repeat(z_0, config.draws, axis=0)
-        t, eps, word = flat(t), flat(eps), jnp.repeat(views.word, config.draws)
-        z_t = jax.lax.stop_gradient(q_sample(schedule, drawn, t, eps))
+        each_draw = lambda x: jnp.repeat(x, config.draws, axis=0)  # noqa: E731
+        t, eps = flat(t), flat(eps)
+        z_t = jax.lax.stop_gradient(q_sample(schedule, each_draw(z_0), t, eps))
 
-        cond = jax.tree.map(lambda x: x[word], params.text)
-        uncond = jax.tree.map(lambda x, c: jnp.broadcast_to(x, c.shape), params.null, cond)
-        text = jax.tree.map(lambda *x: jnp.concatenate(x), cond, uncond)
-        both = prior.predict_eps(
-            params.prior, jnp.concatenate([z_t, z_t]), jnp.concatenate([t, t]), text
+        texts = jax.tree.map(each_draw, view_texts(config, params, views))
+        asked = len(texts)
+        eps_hats = prior.predict_eps(
+            params.prior,
+            jnp.concatenate([z_t] * asked),
+            jnp.concatenate([t] * asked),
+            jax.tree.map(lambda *x: jnp.concatenate(x), *texts),
         )
-        eps_cond, eps_uncond = jnp.split(both.astype(jnp.float32), 2)
-        eps_hat = classifier_free(eps_cond, eps_uncond, config.guidance_scale)
+        eps_hat = guided(config, jnp.split(eps_hats.astype(jnp.float32), asked), views)
 
         w = weight(schedule, t).reshape(-1, *[1] * (z_0.ndim - 1))
         residual = w * (eps_hat - eps)
         residual = jax.lax.stop_gradient(jnp.mean(residual.reshape(len(z_0), *shape), axis=1))
         squares = jnp.sum(jnp.square(residual).reshape(len(residual), -1), axis=1)
+        norms = jnp.sqrt(squares)
+        pushing = residual
+        if config.clip_residual > 0:
+            shorter = jnp.minimum(1.0, config.clip_residual / norms)
+            pushing = residual * shorter.reshape(-1, *[1] * (z_0.ndim - 1))
         # z_0 less itself is exactly 0, so it adds the gradient and leaves the value alone.
-        push = jnp.sum(residual * (z_0 - jax.lax.stop_gradient(z_0))) / len(z_0)
+        push = jnp.sum(pushing * (z_0 - jax.lax.stop_gradient(z_0))) / len(z_0)
         loss = push + 0.5 * jnp.mean(squares)
         metrics = {
             "loss": loss,
-            "residual_norm": jnp.mean(jnp.sqrt(squares)),
+            "residual_norm": jnp.mean(norms),
             "t": jnp.mean(t.astype(jnp.float32)),
         }
         return loss, jax.lax.stop_gradient(metrics)

@@ -1,4 +1,4 @@
-"""Adam with warm-up, cosine decay and clipping, which skips steps that are not finite.
+"""Adam or Shampoo with warm-up, cosine decay and clipping, which skips steps that are not finite.
 
 Gradients are never repaired: a step whose loss or gradient is not finite leaves the parameters and
 the optimiser alone and is counted in the optimiser's state, so the counts are part of a checkpoint.
@@ -13,11 +13,32 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from dreamjax.errors import UserError
+from dreamjax.training.shampoo import SMALLEST_EPS, scale_by_shampoo
+
+
+@dataclass(frozen=True)
+class ShampooConfig:
+    """What Shampoo has beyond b1, b2 and eps: the blocks' largest side, and the exponent -1 / root.
+
+    DreamFusion's; its learning_rate is 1e-4, its b1 and b2 are 0.9 and its eps is 1e-6.
+    """
+
+    block_size: int = 128
+    root: int = 2
+
+    def __post_init__(self):
+        """Refuse settings that cannot be meant; raises ValueError."""
+        for name in ("block_size", "root"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, which is out of range")
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam's settings; the rate rises linearly over `warmup_steps`, then falls as a cosine."""
+    """Adam's settings, or Shampoo's where `shampoo` is given, which reads b1, b2 and eps its way.
+
+    The rate rises linearly over `warmup_steps`, then falls as a cosine.
+    """
 
     learning_rate: float = 1e-3
     final_learning_rate: float | None = None  # None: constant after the warm-up
@@ -27,6 +48,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     clip_norm: float = 0.0  # of the whole gradient; 0: no clipping
     weight_decay: float = 0.0  # decoupled, on arrays of two or more dimensions
+    shampoo: ShampooConfig | None = None  # None: Adam
 
     def __post_init__(self):
         """Refuse settings that cannot be meant; raises ValueError."""
@@ -42,6 +64,8 @@ class OptimizerConfig:
         ):
             if not good:
                 raise ValueError(f"{name} is {getattr(self, name)}, which is out of range")
+        if self.shampoo and self.eps < SMALLEST_EPS:
+            raise ValueError(f"eps is {self.eps}: with shampoo it must be {SMALLEST_EPS} or more")
 
 
 class SkipState(NamedTuple):
@@ -75,7 +99,12 @@ def make_optimizer(
     parts = []
     if config.clip_norm > 0:
         parts.append(optax.clip_by_global_norm(config.clip_norm))
-    parts.append(optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps))
+    common = {"b1": config.b1, "b2": config.b2, "eps": config.eps}
+    if config.shampoo is None:
+        parts.append(optax.scale_by_adam(**common))
+    else:
+        block_size, root = config.shampoo.block_size, config.shampoo.root
+        parts.append(scale_by_shampoo(**common, block_size=block_size, root=root))
     if config.weight_decay > 0:
         matrices = lambda params: jax.tree.map(lambda p: jnp.ndim(p) >= 2, params)  # noqa: E731
         parts.append(optax.add_decayed_weights(config.weight_decay, matrices))

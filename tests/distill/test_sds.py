@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from dreamjax.diffusion.schedule import linear
-from dreamjax.distill.prompts import view_prompts
+from dreamjax.distill.prompts import negative_weights, view_prompts
 from dreamjax.distill.sds import SdsConfig, SdsParams, make_sds, sds_params, t_range_at
 from dreamjax.distill.views import Views
 from dreamjax.errors import UserError
 from dreamjax.priors.analytic import AnalyticParams, AnalyticPrior
-from dreamjax.scene.camera import orbit
+from dreamjax.scene.camera import orbit, view_index
 
 SIZE = 4
 SCHEDULE = linear(1000)
@@ -323,6 +323,8 @@ def test_t_range_moves():
         ({"t_range_end": (0.9, 0.1)}, "t_range_end must"),
         ({"guidance_scale": float("inf")}, "guidance_scale"),
         ({"weighting": "none"}, "weighting must be one of.*'none'"),
+        ({"perp_neg": -1.0}, "perp_neg must be 0 or more; got -1.0"),
+        ({"clip_residual": float("nan")}, "clip_residual must be 0 or more"),
     ],
 )
 def test_wrong_config(changes, words):
@@ -344,3 +346,120 @@ def test_several_draws_a_view_are_averaged(case):
     # One t in each third of the range.
     thirds = np.linspace(20, 980, 4)
     assert (np.digitize(t.reshape(4, 3), thirds) == [1, 2, 3]).all()
+
+
+AZIMUTHS, ELEVATIONS = np.array([20.0, -70.0, 160.0, 100.0]), np.array([0.0, 30.0, 10.0, 70.0])
+
+
+def views_at(azimuth, elevation):
+    azimuth, elevation = jnp.float32(azimuth), jnp.float32(elevation)
+    camera = jax.vmap(lambda a, e: orbit(a, e, 3.0, 1.2))(azimuth, elevation)
+    return Views(camera, jnp.arange(len(azimuth)), view_index(azimuth, elevation))
+
+
+def step_with(case, views, **changes):
+    """What a step sees and does under CONFIG with these changes."""
+    objective = make_sds(case.prior, dataclasses.replace(CONFIG, **changes), 100)
+    return make_run(case.prior, objective)(case.params, case.rgb, views)
+
+
+def pushes(seen):
+    """Each view's residual as the gradient shows it: V = 4, d z_0 / d rgb = 2."""
+    return 2.0 * np.float64(seen.gradient)
+
+
+def test_interpolated_views_ask_for_mixed_texts(case):
+    views = views_at(AZIMUTHS, ELEVATIONS)
+    seen = step_with(case, views, interpolate_views=True)
+    shares = np.array([[7, 2, 0, 0], [2, 7, 0, 0], [0, 2, 7, 0], [0, 0, 0, 9]]) / 9
+    mu = np.float64(case.params.prior.mu)
+    mixed = np.einsum("vn,nhwc->vhwc", shares, mu[1:])
+    np.testing.assert_allclose(seen.asked[2].tokens[:4], mixed.reshape(4, 1, -1), atol=1e-6)
+    # The prior's answer is affine in the text, so the mixed text's residual is its own mean's.
+    as_words = case.params.prior._replace(mu=jnp.float32(np.concatenate([mu[:1], mixed])))
+    params, words = case.params._replace(prior=as_words), make_views([0, 1, 2, 3])
+    residual, *_ = float64_residual(seen.asked, params, words, case.rgb, 7.0)
+    np.testing.assert_allclose(pushes(seen), residual, rtol=1e-4, atol=1e-4)
+
+
+def test_interpolated_is_nearest_in_the_middle_of_a_view(case):
+    views = views_at([0.0, -90.0, 180.0, 12.0], [0.0, 20.0, -10.0, 80.0])
+    nearest, interpolated = (step_with(case, views, interpolate_views=i) for i in (False, True))
+    np.testing.assert_array_equal(interpolated.gradient, nearest.gradient)
+    # Control: elsewhere it is not.
+    views = views_at(AZIMUTHS, ELEVATIONS)
+    nearest, interpolated = (step_with(case, views, interpolate_views=i) for i in (False, True))
+    differs = np.abs(interpolated.gradient - nearest.gradient).max(axis=(1, 2, 3)) > 1e-3
+    np.testing.assert_array_equal(differs, [True, True, True, False])
+
+
+def test_perp_neg_takes_away_what_is_perpendicular(case):
+    draws, count = 2, 8
+    views = views_at(AZIMUTHS, ELEVATIONS)
+    seen = step_with(case, views, perp_neg=1.5, draws=draws)
+    assert len(seen.asked[0]) == 4 * count  # text, null, front, side
+    mu = np.float64(case.params.prior.mu)
+    expected = np.repeat(mu[[1, 2, 3, 4, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]], draws, axis=0)
+    np.testing.assert_allclose(seen.asked[2].tokens, expected.reshape(4 * count, 1, -1), atol=1e-6)
+
+    repeated = Views(views.camera, views.index, np.repeat(views.word, draws))
+    rgb = np.repeat(case.rgb, draws, axis=0)
+    plain, alpha_bar, _, _ = float64_residual(seen.asked, case.params, repeated, rgb, 7.0)
+    sigma = np.sqrt(1 - alpha_bar)
+    # Two predictions differ by gain sqrt(alpha_bar) times the difference of their means.
+    slope = sigma / (alpha_bar * 0.04 + 1 - alpha_bar) * np.sqrt(alpha_bar)
+    away = np.zeros_like(plain)
+    weights = np.repeat(negative_weights(AZIMUTHS, ELEVATIONS), draws, axis=1)
+    for i in range(count):
+        d = slope[i] * (mu[0] - mu[1 + repeated.word[i]])
+        for word, weight in zip((0, 1), weights[:, i], strict=True):
+            d_n = slope[i] * (mu[0] - mu[1 + word])
+            away[i] += 1.5 * weight * (d_n - np.sum(d_n * d) / np.sum(d * d) * d)
+    residual = (plain - sigma**2 * 7.0 * away).reshape(4, draws, SIZE, SIZE, 3).mean(1)
+    np.testing.assert_allclose(pushes(seen), residual, rtol=1e-4, atol=2e-4)
+
+
+def test_perp_neg_is_plain_guidance_where_its_weights_are_nothing(case):
+    """Overhead; elsewhere it grows from there in proportion to its strength."""
+    views = views_at([10.0, 200.0, 90.0, 180.0], [70.0, 61.0, 0.0, 0.0])
+    plain, away = (pushes(step_with(case, views, perp_neg=strength)) for strength in (0.0, 1.0))
+    np.testing.assert_allclose(away[:2], plain[:2], rtol=1e-5, atol=1e-5)
+    assert (np.abs(away - plain)[2:].max(axis=(1, 2, 3)) > 1e-2).all()  # control
+    faint = pushes(step_with(case, views, perp_neg=1e-4))
+    np.testing.assert_allclose(faint - plain, 1e-4 * (away - plain), rtol=0, atol=1e-4)
+
+
+def test_clipping_shortens_the_residual_of_a_view(case):
+    free = step_with(case, case.views)
+    norms = np.sqrt(np.sum(pushes(free) ** 2, axis=(1, 2, 3)))
+    bound = float(np.sort(norms)[1:3].mean())  # two views are over it
+    clipped = step_with(case, case.views, clip_residual=bound)
+    scale = np.minimum(1.0, bound / norms).reshape(-1, 1, 1, 1)
+    assert (scale < 1).sum() == 2
+    np.testing.assert_allclose(clipped.gradient, scale * free.gradient, rtol=1e-5, atol=1e-7)
+    found = np.sqrt(np.sum(pushes(clipped) ** 2, axis=(1, 2, 3)))
+    np.testing.assert_allclose(found, np.minimum(norms, bound), rtol=1e-5)
+    # What is shown is what there was before.
+    jax.tree.map(np.testing.assert_array_equal, clipped.metrics, free.metrics)
+    broken = make_sds(case.prior, dataclasses.replace(CONFIG, clip_residual=bound), 100)
+    gradient = jax.grad(lambda rgb: broken(case.params, rgb, case.views, KEY, 0)[0])(
+        case.rgb.at[0, 0, 0, 0].set(jnp.inf)
+    )
+    assert not np.isfinite(gradient[0]).all()  # not hidden either
+
+
+def test_another_encoder_takes_the_priors_place(case):
+    """z_0 = 0.5 rgb + noise of its own key: the gradient is a quarter of the prior's way there."""
+
+    def encode(params, rgb, key):
+        assert params.mu.shape == case.params.prior.mu.shape and rgb.shape[0] == 1
+        return 0.5 * rgb + 0.1 * jax.random.normal(key, rgb.shape)
+
+    objective = make_sds(case.prior, CONFIG, 100, encode)
+    seen = make_run(case.prior, objective)(case.params, case.rgb, case.views)
+    keys = [jax.random.split(jax.random.fold_in(KEY, i), 3)[0] for i in range(4)]
+    noise = jnp.stack([jax.random.normal(k, case.rgb.shape[1:]) for k in keys])
+    z_0 = 0.5 * case.rgb + 0.1 * noise
+    as_rgb = 0.5 * np.float64(z_0) + 0.5
+    residual, *_ = float64_residual(seen.asked, case.params, case.views, as_rgb, 7.0)
+    np.testing.assert_allclose(seen.gradient, 0.5 * residual / 4, rtol=1e-4, atol=1e-5)

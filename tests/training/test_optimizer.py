@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dreamjax.config import build
 from dreamjax.errors import UserError
 from dreamjax.training.optimizer import (
     OptimizerConfig,
+    ShampooConfig,
     apply_gradients,
     check_skipped,
     learning_rate,
@@ -91,6 +93,18 @@ def test_settings_out_of_range_are_refused():
         OptimizerConfig(b2=1.0)
     with pytest.raises(ValueError, match="learning_rate is 0.0"):
         OptimizerConfig(learning_rate=0.0)
+    with pytest.raises(ValueError, match="eps is 1e-08: with shampoo it must be 1e-06 or more"):
+        OptimizerConfig(shampoo=ShampooConfig())
+    with pytest.raises(ValueError, match="root is 0"):
+        ShampooConfig(root=0)
+
+
+def test_shampoo_is_chosen_by_its_group():
+    built = build(OptimizerConfig, {"eps": 1e-6, "shampoo": {"block_size": 64}})
+    assert built.shampoo == ShampooConfig(block_size=64)
+    assert build(OptimizerConfig, {"shampoo": None}).shampoo is None
+    with pytest.raises(UserError, match=r"optimizer\.shampoo\.rot, did you mean root"):
+        build(OptimizerConfig, {"shampoo": {"rot": 2}}, "optimizer")
 
 
 def test_average_forgets_the_start_then_moves_slowly():
