@@ -17,21 +17,28 @@ def get_config() -> config_dict.ConfigDict:
     config = config_dict.ConfigDict()
     config.task = "dream"
     config.prompt = ""
+    config.prompts = ""  # a file with one prompt a line
     config.negative_prompt = ""
     config.seed = 0
     config.steps = 300
     config.batch_views = 4
     config.steps_per_dispatch = 1
-    config.prior = "toybox"
     config.weights = ""  # a safetensors file; empty: the prior that ships with the package
+    config.prior = group(dtype="float32", remat=False, fused=False)
+    config.dream_fields = None
     config.guidance_scale = 20.0  # eps_uncond + s (eps_cond - eps_uncond)
     config.draws = 4  # noise draws a view; asking the small prior is cheap beside rendering
     config.t_range = (0.02, 0.98)  # fractions of T, at the first step ...
     config.t_range_end = (0.02, 0.6)  # ... and at the last, linear in between
     config.weighting = "sigma_squared"
+    config.interpolate_views = False  # the text of the nearest view word
+    config.perp_neg = 0.0
+    config.clip_residual = 0.0
+    config.latent_share = 0.0
     config.render_size = ((0.0, 32),)  # (from this share of the run, pixels)
     config.albedo_steps = 100  # without light at first
     config.mlp_background = False  # random backdrops instead
+    config.textured_backdrops = False
     config.field = group(
         width=64,
         blocks=2,
@@ -55,7 +62,14 @@ def get_config() -> config_dict.ConfigDict:
     )
     config.light = group(distance=(2.5, 4.0), spread=0.7)
     config.shading = group(ambient=0.3, diffuse=0.7, shaded=0.75, textureless=0.2)
-    config.loss = group(orientation=(1e-4, 1e-2), opacity=(0.0, 3e-3), ramp_steps=200)
+    config.loss = group(
+        orientation=(1e-4, 1e-2),
+        opacity=(0.0, 3e-3),
+        ramp_steps=200,
+        transmittance=0.0,
+        target_opacity=(0.6, 0.12),
+        target_steps=500,
+    )
     config.optimizer = group(
         learning_rate=4e-3,
         final_learning_rate=3e-4,
@@ -65,6 +79,7 @@ def get_config() -> config_dict.ConfigDict:
         eps=1e-10,
         clip_norm=0.0,
         weight_decay=0.0,
+        shampoo=None,
     )
     config.export = group(
         views_size=96,

@@ -20,7 +20,9 @@ def _dream() -> config_dict.ConfigDict:
     spec = importlib.util.spec_from_file_location("dreamjax_config_toybox", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config()
+    config = module.get_config()
+    del config.prompts  # they are fixed
+    return config
 
 
 def get_config() -> config_dict.ConfigDict:

@@ -6,6 +6,7 @@ here on; no function beyond sees a mapping.
 
 import dataclasses
 import difflib
+import fcntl
 import json
 import math
 import os
@@ -13,13 +14,18 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from dreamjax.errors import UserError
 
 T = TypeVar("T")
 
 CONFIG_FILE = "config.json"
+LOCK_FILE = ".lock"
+
+# Locks of workdirs, by device and inode of their files. They are the process's: the system lets go
+# of them when it ends, however it ends.
+_locks: dict[tuple[int, int], TextIO] = {}
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -136,8 +142,9 @@ def check_workdir(
 
     A new or empty directory is taken; one with the same config is gone on with. Only the dotted
     keys in `harmless` (groups or single values) may differ, and then `config.json` is brought up to
-    date. Raises UserError, with nothing touched, where the directory is another run's, holds
-    something else, or cannot be written.
+    date. No other process can claim it until this one ends or calls `release_workdir`. Raises
+    UserError, with nothing touched, where the directory is another run's or another process's,
+    holds something else, or cannot be written.
     """
     workdir = Path(workdir).expanduser()
     plain = to_plain(config)
@@ -163,9 +170,43 @@ def check_workdir(
             )
     else:
         _check_same_run(workdir, stored, plain, harmless)
+    _lock(workdir)
     if stored != plain:
         write_atomic(path, json.dumps(plain, indent=2, sort_keys=True) + "\n")
     return workdir
+
+
+def _lock(workdir: Path) -> None:
+    path = workdir / LOCK_FILE
+    try:
+        file = path.open("a")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    status = os.fstat(file.fileno())
+    name = status.st_dev, status.st_ino
+    if name in _locks:  # claimed by an earlier run of this very process
+        file.close()
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise UserError(
+            f"another process is running in the workdir {workdir}: wait for its end, stop it, or "
+            "name another --workdir"
+        ) from error
+    except OSError:  # a file system without locks
+        pass
+    _locks[name] = file
+
+
+def release_workdir(workdir: str | Path) -> None:
+    """Let other processes claim `workdir`; does nothing where this one has not."""
+    path = Path(workdir).expanduser() / LOCK_FILE
+    if path.exists():
+        status = path.stat()
+        if file := _locks.pop((status.st_dev, status.st_ino), None):
+            file.close()
 
 
 def _check_same_run(workdir: Path, stored, plain, harmless: tuple[str, ...]) -> None:

@@ -3,13 +3,15 @@
 import json
 import os
 import stat
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
 from ml_collections import config_dict
 
-from dreamjax.config import build, check_workdir, nearest
+from dreamjax.config import build, check_workdir, nearest, release_workdir
 from dreamjax.errors import UserError
 
 
@@ -104,7 +106,7 @@ def test_a_new_workdir_is_claimed_and_gone_on_with(tmp_path):
     (workdir / "views.png").write_text("")
     check_workdir(workdir, run_config())
     assert (workdir / "config.json").read_text() == text
-    assert sorted(os.listdir(workdir)) == ["config.json", "views.png"]
+    assert sorted(os.listdir(workdir)) == [".lock", "config.json", "views.png"]
 
 
 @pytest.mark.parametrize(
@@ -167,6 +169,44 @@ def test_a_workdir_without_permission(tmp_path):
             check_workdir(tmp_path / "new", run_config())
     finally:
         tmp_path.chmod(stat.S_IRWXU)
+
+
+CLAIM = """
+import sys
+from dreamjax.config import check_workdir
+from dreamjax.errors import UserError
+try:
+    check_workdir(sys.argv[1], {"seed": 0})
+except UserError as error:
+    sys.exit(str(error))
+print("claimed", flush=True)
+sys.stdin.read()
+"""
+
+
+def claim_elsewhere(workdir):
+    """Another process that tries to claim the workdir and, if it can, holds it until killed."""
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-c", CLAIM, str(workdir)], text=True, **pipes)
+
+
+def test_one_process_a_workdir(tmp_path):
+    with claim_elsewhere(tmp_path / "run") as holder:
+        assert holder.stdout.readline() == "claimed\n"
+        with pytest.raises(UserError, match="another process is running in the workdir .*run: "):
+            check_workdir(tmp_path / "run", {"seed": 0})
+        check_workdir(tmp_path / "beside", {"seed": 0})
+        holder.kill()  # nothing is left that would have to be cleaned up
+    check_workdir(tmp_path / "run", {"seed": 0})
+    check_workdir(tmp_path / "run", {"seed": 0})  # gone on with in the same process
+    with claim_elsewhere(tmp_path / "run") as other:
+        assert other.communicate()[1].startswith("another process is running in the workdir")
+    assert other.returncode == 1
+    release_workdir(tmp_path / "run")
+    release_workdir(tmp_path / "never")
+    with claim_elsewhere(tmp_path / "run") as other:
+        assert other.stdout.readline() == "claimed\n"
+        other.kill()
 
 
 def test_a_value_that_json_cannot_hold(tmp_path):

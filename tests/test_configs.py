@@ -31,7 +31,9 @@ def settings_of(name):
     return settings
 
 
-@pytest.mark.parametrize("name", ["toybox.py", "tpu_v4.py"])
+@pytest.mark.parametrize(
+    "name", ["toybox.py", "tpu_v4.py", "sd15.py", "sd21.py", "dream_fields.py"]
+)
 def test_dream_configs(name):
     settings = settings_of(name)
     config = build(dream.DreamConfig, settings)

@@ -8,6 +8,7 @@ of regularisers mean the same at every render size.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,9 +22,10 @@ from dreamjax.scene.background import BackgroundMLP, backdrop_rgb, sample_backdr
 from dreamjax.scene.camera import CameraConfig, sample_camera, view_index
 from dreamjax.scene.field import Field, FieldConfig
 from dreamjax.scene.rays import camera_rays
-from dreamjax.scene.regularizers import opacity_loss
+from dreamjax.scene.regularizers import opacity_loss, transmittance_loss
 from dreamjax.scene.render import RenderConfig, render_rays
 from dreamjax.scene.shading import LightConfig, ShadingConfig, sample_shading
+from dreamjax.scene.textures import random_texture
 
 
 class SceneState(NamedTuple):
@@ -36,11 +38,22 @@ class SceneState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Weights of the regularisers at the first step and from `ramp_steps` on, linear in between."""
+    """Weights of the regularisers at the first step and from `ramp_steps` on, linear in between.
+
+    `transmittance` is the constant weight of Dream Fields' own, whose target opacity falls from the
+    first to the second value over `target_steps`, as a geometric series does.
+    """
 
     orientation: tuple[float, float] = (1e-4, 1e-2)
     opacity: tuple[float, float] = (1e-3, 5e-3)
     ramp_steps: int = 5000
+    transmittance: float = 0.0
+    target_opacity: tuple[float, float] = (0.6, 0.12)
+    target_steps: int = 500
+
+    def __post_init__(self):
+        if not all(0.0 < target <= 1.0 for target in self.target_opacity):
+            raise ValueError(f"target_opacity is {self.target_opacity}: expected two in (0, 1]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +66,11 @@ class EncodingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class StepConfig:
-    """The scene and how it is seen; `mlp_background` learns one instead of drawing backdrops."""
+    """The scene and how it is seen.
+
+    Behind it are backdrops drawn at random, textured ones with `textured_backdrops`; or, with
+    `mlp_background`, one that is learnt.
+    """
 
     field: FieldConfig = FieldConfig()
     encoding: EncodingConfig = EncodingConfig()
@@ -63,6 +80,7 @@ class StepConfig:
     shading: ShadingConfig = ShadingConfig()
     loss: LossConfig = LossConfig()
     mlp_background: bool = False
+    textured_backdrops: bool = False
 
 
 def ramp(ends: tuple[float, float], step: Int[Array, ""], steps: int) -> Float[Array, ""]:
@@ -124,6 +142,8 @@ def make_sds_step(
         def loss_fn(params):
             if config.mlp_background:
                 behind = BackgroundMLP().apply({"params": params["background"]}, rays.direction)
+            elif config.textured_backdrops:
+                behind = jax.vmap(lambda k: random_texture(k, size))(keys[:, 2])
             else:
                 behind = jax.vmap(lambda k: backdrop_rgb(sample_backdrop(k), size))(keys[:, 2])
             seen = render_rays(
@@ -145,6 +165,11 @@ def make_sds_step(
             orientation = per_view(seen.orientation)
             opacity = per_view(opacity_loss(seen.opacity))
             total = loss + weight["orientation"] * orientation + weight["opacity"] * opacity
+            if config.loss.transmittance:
+                start, end = map(math.log, config.loss.target_opacity)
+                target = jnp.exp(ramp((start, end), state.step, config.loss.target_steps))
+                kept = per_view(transmittance_loss(seen.opacity, target))
+                total = total + config.loss.transmittance * kept
             shown = {"opacity": jnp.mean(seen.opacity), "orientation": orientation / size**2}
             return total, {**metrics, **shown}
 

@@ -1,4 +1,4 @@
-"""Penalties on renderings (DreamFusion, appendix A.2), one value a ray."""
+"""Penalties on renderings, a value a ray (DreamFusion, appendix A.2) or a view (Dream Fields)."""
 
 import jax
 import jax.numpy as jnp
@@ -22,3 +22,15 @@ def orientation(
 def opacity_loss(opacity: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """sqrt(opacity^2 + 0.01): keeps empty space empty without a kink at zero."""
     return jnp.sqrt(opacity**2 + 0.01)
+
+
+def transmittance_loss(
+    opacity: Float[Array, "*batch h w"], target_opacity: float | Float[Array, ""]
+) -> Float[Array, "*batch"]:
+    """-min(1 - target, mean transmittance) of each view (Dream Fields, arXiv 2112.01455).
+
+    Mean opacity over its target costs; below it there is no gradient. The target falls over the
+    first steps, or the scene would go empty before there is anything to see.
+    """
+    transmittance = 1.0 - jnp.mean(opacity, axis=(-2, -1))
+    return -jnp.minimum(1.0 - target_opacity, transmittance)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -12,7 +13,12 @@ import numpy as np
 from jaxtyping import PyTree
 
 from dreamjax.config import CONFIG_FILE, build, check_workdir, to_plain
-from dreamjax.distill.sds import SdsConfig, make_sds, sds_params
+from dreamjax.distill.dream_fields import (
+    DreamFieldsConfig,
+    dream_fields_params,
+    make_dream_fields,
+)
+from dreamjax.distill.sds import Objective, SdsConfig, make_sds, sds_params
 from dreamjax.distill.step import (
     EncodingConfig,
     LossConfig,
@@ -28,17 +34,21 @@ from dreamjax.export.raster import render_mesh
 from dreamjax.export.report import Report, write_report
 from dreamjax.export.sheet import SHEET_VIEWS, contact_sheet, grid, to_uint8, write_png
 from dreamjax.export.video import write_video
-from dreamjax.priors import toybox as toybox_prior
+from dreamjax.priors import clip as clips
 from dreamjax.scene.camera import CameraConfig, orbit
 from dreamjax.scene.field import FieldConfig
 from dreamjax.scene.render import RenderConfig, render_image
 from dreamjax.scene.shading import LightConfig, Shading, ShadingConfig
+from dreamjax.tasks.many import run_prompts
+from dreamjax.tasks.priors import PriorConfig, load_prior
 from dreamjax.training import parallel
 from dreamjax.training.checkpoint import Checkpoints
 from dreamjax.training.loop import spent, train
 from dreamjax.training.metrics import Progress, read_history
 from dreamjax.training.optimizer import OptimizerConfig, apply_gradients, make_optimizer
 
+# What may change between the starts of a run.
+HARMLESS = ("export", "log_every", "checkpoint_every")
 ANGLES = tuple(view[1:] for view in SHEET_VIEWS)
 
 
@@ -56,28 +66,38 @@ class ExportConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DreamConfig:
-    """Everything about a run.
+    """Everything about a run, or about those of all the lines of the file `prompts`.
 
-    `render_size` is (first share of the run, pixels) pairs: ((0.0, 32), (0.7, 64)) renders 32
-    pixels and from 70 % of the steps on 64. `albedo_steps` come first and show albedo alone.
+    `weights` name the prior (`tasks.priors`), or CLIP where `dream_fields` is given, which is then
+    the objective. `render_size` is (first share of the run, pixels) pairs: ((0.0, 32), (0.7, 64))
+    renders 32 pixels and from 70 % of the steps on 64. `albedo_steps` come first and show albedo
+    alone. A latent prior is shown latents by colour, not through its encoder, for `latent_share`
+    of the run.
     """
 
     prompt: str
+    prompts: str = ""
     negative_prompt: str = ""
     seed: int = 0
     steps: int = 400
     batch_views: int = 4
     steps_per_dispatch: int = 1
-    prior: str = "toybox"
     weights: str = ""
+    prior: PriorConfig = PriorConfig()
+    dream_fields: DreamFieldsConfig | None = None
     guidance_scale: float = 20.0
     draws: int = 1
     t_range: tuple[float, float] = (0.02, 0.98)
     t_range_end: tuple[float, float] | None = None
     weighting: str = "sigma_squared"
+    interpolate_views: bool = False
+    perp_neg: float = 0.0
+    clip_residual: float = 0.0
+    latent_share: float = 0.0
     render_size: tuple[tuple[float, int], ...] = ((0.0, 32),)
     albedo_steps: int = 100
     mlp_background: bool = False
+    textured_backdrops: bool = False
     field: FieldConfig = FieldConfig()
     encoding: EncodingConfig = EncodingConfig()
     render: RenderConfig = RenderConfig()
@@ -99,13 +119,14 @@ class Phase:
     stop: int
     size: int
     shaded: bool
+    latent: bool
 
 
 def phases(c: DreamConfig) -> list[Phase]:
-    """The run cut where the render size or the use of light changes.
+    """The run cut where the render size, the use of light or the way to latents changes.
 
-    Raises UserError for a render_size that does not begin at 0 and rise, and for cuts that are no
-    multiples of steps_per_dispatch.
+    Raises UserError for a render_size that does not begin at 0 and rise, for a latent_share that is
+    no share, and for cuts that are no multiples of steps_per_dispatch.
     """
     shares = [share for share, _ in c.render_size]
     if not shares or shares[0] != 0.0 or sorted(set(shares)) != shares or shares[-1] >= 1.0:
@@ -113,17 +134,20 @@ def phases(c: DreamConfig) -> list[Phase]:
             f"render_size is {c.render_size}: expected (share, pixels) pairs, shares rising from 0 "
             "and below 1"
         )
+    if not 0.0 <= c.latent_share <= 1.0:
+        raise UserError(f"latent_share is {c.latent_share}: expected 0 to 1")
     sizes = {round(share * c.steps): size for share, size in c.render_size}
-    cuts = sorted({*sizes, min(c.albedo_steps, c.steps), c.steps})
+    latent = round(c.latent_share * c.steps)
+    cuts = sorted({*sizes, min(c.albedo_steps, c.steps), latent, c.steps})
     if any(cut % c.steps_per_dispatch for cut in cuts):
         raise UserError(
-            f"steps, albedo_steps and the cuts of render_size fall at {cuts}: expected multiples "
-            f"of steps_per_dispatch, {c.steps_per_dispatch}"
+            f"steps, albedo_steps, latent_share and the cuts of render_size fall at {cuts}: "
+            f"expected multiples of steps_per_dispatch, {c.steps_per_dispatch}"
         )
     found = []
     for start, stop in zip(cuts, cuts[1:], strict=False):
         size = sizes[max(cut for cut in sizes if cut <= start)]
-        found.append(Phase(start, stop, size, start >= c.albedo_steps))
+        found.append(Phase(start, stop, size, start >= c.albedo_steps, start < latent))
     return found
 
 
@@ -134,26 +158,22 @@ def step_config(c: DreamConfig) -> StepConfig:
 
 
 def run(config, workdir: str) -> None:
-    """Distil `config.prompt`, going on from the newest checkpoint in `workdir`, and export it."""
+    """Distil `config.prompt`, going on from the newest checkpoint in `workdir`, and export it.
+
+    With `config.prompts` that happens for each of them, in folders of `workdir` (`tasks.many`).
+    """
     settings = dict(config)
     settings.pop("task")
     settings.pop("eval", None)
     c = build(DreamConfig, settings)
     cuts = phases(c)
-    if c.prior != "toybox":
-        raise UserError(f"prior is {c.prior!r}: the only one so far is 'toybox'")
+    if c.prompts:
+        return run_prompts(config, workdir, run, HARMLESS)
+    config = to_plain(config)
+    config.pop("prompts", None)  # so that a run is the same, wherever its prompt came from
     devices = parallel.devices_for(c.batch_views)
-    prior, prior_params = toybox_prior.load(Path(c.weights).expanduser() if c.weights else None)
-    sds = SdsConfig(
-        guidance_scale=c.guidance_scale,
-        draws=c.draws,
-        t_range=c.t_range,
-        t_range_end=c.t_range_end,
-        weighting=c.weighting,
-    )
-    objective = make_sds(prior, sds, c.steps)
-    objective_params = sds_params(prior, prior_params, c.prompt, c.negative_prompt)
-    workdir = check_workdir(workdir, config, harmless=("export", "log_every", "checkpoint_every"))
+    objective, objective_params = objective_of(c)
+    workdir = check_workdir(workdir, config, harmless=HARMLESS)
 
     scene = step_config(c)
     tx = make_optimizer(c.optimizer, c.steps)
@@ -171,7 +191,8 @@ def run(config, workdir: str) -> None:
 
     @functools.cache
     def compiled(phase: Phase):
-        step = make_sds_step(objective, scene, update, parallel.mean, phase.size, phase.shaded)
+        asked = objective(phase.latent)
+        step = make_sds_step(asked, scene, update, parallel.mean, phase.size, phase.shaded)
         return parallel.pmap(parallel.repeat(step, c.steps_per_dispatch), devices, shared=2)
 
     def take(step, state):
@@ -194,7 +215,28 @@ def run(config, workdir: str) -> None:
         show=("opacity", "grad_norm"),
         after=after,
     )
-    _export(workdir, c, scene, parallel.first_copy(state.params), to_plain(config))
+    _export(workdir, c, scene, parallel.first_copy(state.params), config)
+
+
+def objective_of(c: DreamConfig) -> tuple[Callable[[bool], Objective], PyTree]:
+    """What the scene is asked to please, for the latent part of the run or not; its parameters.
+
+    Raises UserError for weights that cannot be had or do not go with the config.
+    """
+    if c.dream_fields is not None:
+        if not c.weights:
+            raise UserError("dream_fields needs CLIP: name its weights, a folder or repository id")
+        clip, clip_params = clips.load(c.weights, c.prior.dtype, c.prior.remat)
+        params = dream_fields_params(clip, clip_params, c.prompt)
+        return lambda latent: make_dream_fields(clip, c.dream_fields), params
+    prior, prior_params = load_prior(c.weights, c.prior)
+    if c.latent_share and not hasattr(prior, "encode_linear"):
+        raise UserError(f"latent_share is {c.latent_share}, but the prior has no latents")
+    sds = SdsConfig(**{f.name: getattr(c, f.name) for f in dataclasses.fields(SdsConfig)})
+    params = sds_params(prior, prior_params, c.prompt, c.negative_prompt)
+    return lambda latent: make_sds(
+        prior, sds, c.steps, prior.encode_linear if latent else prior.encode
+    ), params
 
 
 def headlight(camera_position) -> Shading:

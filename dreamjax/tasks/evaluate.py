@@ -1,5 +1,8 @@
 """`task = evaluate`: the probe's scores of the prior's samples and of finished dreams.
 
+Dreams of any prompts are scored by CLIP R-Precision instead, where CLIPs are named
+(`tasks.retrieval`); the rest of this page is about the probe.
+
 Every number stands beside its ceiling: what the probe scores on ground-truth renders of the same
 objects from the same views. Samples are drawn for the fixed prompts (`evaluate.prompts`) with each
 view word, and for random held-out captions. A dream is rendered from eight azimuths, in colour and
@@ -26,12 +29,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from dreamjax.config import CONFIG_FILE, build, check_workdir, to_plain, write_atomic
+from dreamjax.config import build, check_workdir, to_plain, write_atomic
 from dreamjax.distill.prompts import view_prompts
 from dreamjax.distill.step import StepConfig, field_fn, ramp
 from dreamjax.errors import UserError
 from dreamjax.evaluate import probe as probes
-from dreamjax.evaluate import truth
+from dreamjax.evaluate import r_precision, truth
 from dreamjax.evaluate.prompts import PROMPTS, Meaning, parse
 from dreamjax.evaluate.scores import Count, confusion
 from dreamjax.evaluate.tables import (
@@ -49,7 +52,8 @@ from dreamjax.priors import toybox as toybox_prior
 from dreamjax.scene.background import Backdrop
 from dreamjax.scene.camera import VIEW_WORDS, CameraConfig, orbit, view_index
 from dreamjax.scene.render import render_image
-from dreamjax.tasks import dream
+from dreamjax.tasks import dream, retrieval
+from dreamjax.tasks.many import attempt, prompts_of
 from dreamjax.tasks.sampling import SamplerConfig, sample
 from dreamjax.toybox.captions import BOTH, draw_caption, text_of
 from dreamjax.toybox.draw import HELD_OUT, ToyboxConfig, combination_weights
@@ -81,7 +85,8 @@ class DreamsConfig:
     """Which runs are scored, all those in the folder `dreams` ("" for none), and how.
 
     `run_missing` makes those of the fixed prompts that are not there. `elevation` is in degrees,
-    `size` in pixels; `truths` objects a prompt are drawn for the ceiling.
+    `size` in pixels; `truths` objects a prompt are drawn for the ceiling. With `clips`, folders or
+    repository ids, the scores are theirs: `prompts` is the file of captions, `clip_size` in pixels.
     """
 
     dreams: str = ""
@@ -89,6 +94,9 @@ class DreamsConfig:
     elevation: float = 17.5
     size: int = 64
     truths: int = 4
+    prompts: str = ""
+    clips: tuple[str, ...] = ()
+    clip_size: int = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +125,8 @@ def run(config, workdir: str) -> None:
     dreams = Path(c.eval.dreams).expanduser() if c.eval.dreams else None
     if dreams and not dreams.is_dir() and not c.eval.run_missing:
         raise UserError(f"eval.dreams is {dreams}, which is no folder of runs")
+    if c.eval.clips and not dreams:
+        raise UserError("eval.clips score dreams: name their folder, eval.dreams")
     workdir = check_workdir(workdir, config, harmless=("eval.run_missing",))
 
     found = {"facts": _facts(c)}
@@ -125,9 +135,14 @@ def run(config, workdir: str) -> None:
         scores, rows = _score_samples(c, *prior, probe, workdir)
         found["samples"] = [*scores, *rows]
         pages.append(samples_page(c.samples, scores, rows))
-    if dreams:
-        if c.eval.run_missing:
-            _run_missing(dreams, dream_settings)
+    if dreams and c.eval.run_missing:
+        _run_missing(dreams, dream_settings)
+    if c.eval.clips:
+        e = c.eval
+        rows, skipped = retrieval.score(dreams, e.prompts, e.clips, e.clip_size)
+        found["r_precision"] = [row._asdict() for row in rows]
+        pages.append(retrieval_page(rows, skipped))
+    elif dreams:
         rows, looks, skipped = _score_dreams(c, dreams, probe, workdir)
         found["dreams"], found["views"] = rows, {k: v.tolist() for k, v in looks.items()}
         pages.append(dreams_page(c.eval, rows, looks, skipped))
@@ -258,19 +273,6 @@ def slug(prompt: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", prompt.lower()).strip("_")
 
 
-def prompts_of(dreams: Path) -> dict[Path, str]:
-    """The runs of `task = dream` in a folder, by name, with their prompts."""
-    found = {}
-    for path in sorted(dreams.glob(f"*/{CONFIG_FILE}")):
-        try:
-            settings = json.loads(path.read_text())
-        except ValueError as error:
-            raise UserError(f"cannot read {path}: {error}") from error
-        if settings.get("task") == "dream":
-            found[path.parent] = settings["prompt"]
-    return found
-
-
 def _run_missing(dreams: Path, settings: dict) -> None:
     """Make the dreams of the fixed prompts that have no run yet, and finish begun ones."""
     for number, prompt in enumerate(PROMPTS):
@@ -279,12 +281,9 @@ def _run_missing(dreams: Path, settings: dict) -> None:
         if done:
             continue
         print(f"dream {number + 1} of {len(PROMPTS)}: {prompt}", file=sys.stderr, flush=True)
-        try:
-            dream.run({**settings, "prompt": prompt}, str(place))
-        except UserError as error:
-            if not _ended(place):
-                raise
-            print(f"{place}: {error}", file=sys.stderr)  # a field without a mesh is scored too
+        wrong = attempt(dream.run, {**settings, "prompt": prompt}, str(place))
+        if wrong and not _ended(place):  # a field without a mesh is scored too
+            raise UserError(wrong)
 
 
 def _ended(run: Path) -> bool:
@@ -434,9 +433,17 @@ def dreams_page(
         details(rows, DREAM_HEADS, "dream"),
         view_table(looks["dreams"], looks["ceiling"], "dreams"),
     ]
-    if skipped:
-        page.append("Not scored:\n\n" + "\n".join(f"- {line}" for line in skipped))
-    return "\n\n".join(page)
+    return "\n\n".join([*page, *_not_scored(skipped)])
+
+
+def retrieval_page(rows: list[r_precision.Row], skipped: list[str]) -> str:
+    """R-Precision as Markdown; `skipped` are lines about runs that have no score."""
+    page = ["### CLIP R-Precision", r_precision.table(rows)]
+    return "\n\n".join([*page, *_not_scored(skipped)])
+
+
+def _not_scored(lines: list[str]) -> list[str]:
+    return ["Not scored:\n\n" + "\n".join(f"- {line}" for line in lines)] if lines else []
 
 
 def _filled(text: str) -> str:

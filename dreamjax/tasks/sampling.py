@@ -11,7 +11,13 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from dreamjax.diffusion import guidance
 from dreamjax.diffusion.reverse import eps_of, split_output
-from dreamjax.diffusion.samplers import ancestral_sample, ddim_sample, dpm_solver_sample
+from dreamjax.diffusion.samplers import (
+    Given,
+    ancestral_sample,
+    ddim_sample,
+    dpm_solver_sample,
+    sampling_steps,
+)
 from dreamjax.errors import UserError
 from dreamjax.priors.classifier import NoisyClassifier
 
@@ -23,13 +29,14 @@ SAMPLERS = ("ancestral", "ddim", "dpm_solver")
 class SamplerConfig:
     """How pictures are drawn.
 
-    `sampler` is one of `SAMPLERS`, `eta` is DDIM's. A `guidance_scale` of 1 is the conditional
-    prediction itself; `rescale` brings a guided one that share of the way back to its spread.
+    `sampler` is one of `SAMPLERS`, `eta` is DDIM's. `steps` is how many, or "ddim50" or "10,15,20"
+    as `schedule.section_steps` reads them. A `guidance_scale` of 1 is the conditional prediction
+    itself; `rescale` brings a guided one that share of the way back to its spread.
     `classifier_scale` is that of a noisy-image classifier's gradient.
     """
 
     sampler: str = "ddim"
-    steps: int = 50
+    steps: int | str = 50
     eta: float = 0.0
     guidance_scale: float = 1.0
     rescale: float = 0.0
@@ -63,9 +70,14 @@ def guided_net(prior, params, cond, negative, c: SamplerConfig):
     return net
 
 
-@partial(jax.jit, static_argnames=("prior", "shape", "c", "classifier"))
-def _sample(prior, params, cond, negative, key, shape, c, classifier, classifier_params):
+@partial(jax.jit, static_argnames=("prior", "shape", "c", "classifier", "start"))
+def _sample(
+    prior, params, cond, negative, key, shape, c, classifier, classifier_params, given, start
+):
     schedule, p = prior.schedule, prior.parameterisation
+    steps = _steps_below(start, schedule.num_steps, c)
+    if given is not None:
+        given = given._replace(image=jnp.broadcast_to(given.image, shape))
     net = guided_net(prior, params, cond, negative, c)
 
     def gradient(x_t, t):
@@ -85,12 +97,23 @@ def _sample(prior, params, cond, negative, key, shape, c, classifier, classifier
         return guidance.guide_mean(model, gradient(x_t, t), c.classifier_scale)
 
     if c.sampler == "ancestral":
-        x_0 = ancestral_sample(net, schedule, p, key, shape, c.steps, guide)
+        x_0 = ancestral_sample(net, schedule, p, key, shape, steps, guide, given)
     elif c.sampler == "ddim":
-        x_0 = ddim_sample(predict, schedule, key, shape, c.steps, c.eta)
+        x_0 = ddim_sample(predict, schedule, key, shape, steps, c.eta, p.threshold, given)
     else:
-        x_0 = dpm_solver_sample(predict, schedule, key, shape, c.steps)
-    return 0.5 * (jnp.clip(x_0, -1.0, 1.0) + 1.0)
+        x_0 = dpm_solver_sample(predict, schedule, key, shape, steps, p.threshold, given)
+    return prior.decode(params, x_0)
+
+
+def _steps_below(start: float, num_steps: int, c: SamplerConfig) -> np.ndarray:
+    """The timesteps of the config that lie below the fraction `start` of all."""
+    steps = sampling_steps(num_steps, c.steps)
+    below = steps[steps < start * num_steps]
+    if not 0.0 < start <= 1.0 or not below.size:
+        raise UserError(
+            f"start is {start}: expected a fraction up to 1, above the first of {c.steps} steps"
+        )
+    return below
 
 
 def sample(
@@ -103,18 +126,23 @@ def sample(
     classifier: tuple[NoisyClassifier, PyTree] | None = None,
     chunk: int = CHUNK,
     drawn: Callable[[int], None] = lambda count: None,
+    given: Given | None = None,
+    start: float = 1.0,
 ) -> Float[np.ndarray, "n h w c"]:
     """One picture in [0, 1] a prompt, of a pixel prior.
 
-    With `classifier` its gradient guides too. `drawn` is told how many are finished. Raises
-    UserError for prompts that the prior cannot read and for a classifier that does not fit it.
+    With `classifier` its gradient guides too. `drawn` is told how many are finished. `given` is one
+    picture [H, W, C] that all start from or keep a part of, `start` the fraction of T at which
+    they start. Raises UserError for prompts that the prior cannot read, for a classifier that does
+    not fit it and for a `start` that leaves no step.
     """
     if c.classifier_scale != 0.0:
         _check_classifier(prior, classifier)
+    _steps_below(start, prior.schedule.num_steps, c)
     judge, judge_params = classifier if c.classifier_scale != 0.0 else (None, None)
     pictures = []
-    for start in range(0, len(prompts), chunk):
-        part = list(prompts[start : start + chunk])
+    for first in range(0, len(prompts), chunk):
+        part = list(prompts[first : first + chunk])
         padded = part + part[-1:] * (chunk - len(part)) if len(prompts) > chunk else part
         cond = prior.embed(params, padded)
         guided = c.guidance_scale != 1.0
@@ -124,14 +152,16 @@ def sample(
             params,
             cond,
             other,
-            jax.random.fold_in(key, start),
+            jax.random.fold_in(key, first),
             (len(padded), *prior.shape),
             c,
             judge,
             judge_params,
+            given,
+            start,
         )
         pictures.append(np.asarray(rgb)[: len(part)])
-        drawn(start + len(part))
+        drawn(first + len(part))
     return np.concatenate(pictures)
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamjax.scene.regularizers import opacity_loss, orientation
+from dreamjax.scene.regularizers import opacity_loss, orientation, transmittance_loss
 
 RNG = np.random.default_rng(2)
 WEIGHTS = RNG.uniform(size=(7, 5))
@@ -42,3 +42,23 @@ def test_opacity_against_numpy():
     expected = np.sqrt(opacity**2 + 0.01)
     np.testing.assert_allclose(opacity_loss(jnp.float32(opacity)), expected, rtol=1e-6)
     assert jax.grad(opacity_loss)(0.0) == 0.0
+
+
+def test_transmittance_against_numpy():
+    opacity = RNG.uniform(size=(6, 4, 5)) * np.linspace(0.1, 1.9, 6)[:, None, None].clip(0, 1)
+    target = 0.3
+    expected = [-min(1 - target, float(np.mean(1 - view))) for view in opacity]
+    found = transmittance_loss(jnp.float32(opacity), target)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert len(set(expected)) > 2  # some over the target, some under it
+
+
+def test_transmittance_pulls_down_to_the_target_and_no_further():
+    gradient = jax.grad(lambda opacity, target: jnp.sum(transmittance_loss(opacity, target)))
+    full, thin = jnp.full((2, 3), 0.5), jnp.full((2, 3), 0.1)
+    np.testing.assert_allclose(gradient(full, 0.3), 1 / 6, rtol=1e-6)
+    np.testing.assert_array_equal(gradient(thin, 0.3), 0.0)
+    # Views are judged one by one: a thin one does not make up for a full one.
+    both = gradient(jnp.stack([full, thin]), 0.3)
+    np.testing.assert_allclose(both[0], 1 / 6, rtol=1e-6)
+    np.testing.assert_array_equal(both[1], 0.0)
