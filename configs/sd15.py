@@ -12,7 +12,7 @@ the toybox's words only: that is for trying the command. Pictures instead of obj
         --config.weights=stable-diffusion-v1-5/stable-diffusion-v1-5 \
         --config.prompts='("a corgi wearing a beret, DSLR photo",)' --workdir=runs/pictures
 
-Memory and time, how they were obtained and what else was tried: docs/stable_diffusion.md.
+What is verified, and what memory and time to expect: docs/stable_diffusion.md.
 """
 
 from ml_collections import config_dict
