@@ -129,7 +129,7 @@ def sample(
     given: Given | None = None,
     start: float = 1.0,
 ) -> Float[np.ndarray, "n h w c"]:
-    """One picture in [0, 1] a prompt, of a pixel prior.
+    """One picture in [0, 1] a prompt.
 
     With `classifier` its gradient guides too. `drawn` is told how many are finished. `given` is one
     picture [H, W, C] that all start from or keep a part of, `start` the fraction of T at which

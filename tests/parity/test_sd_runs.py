@@ -29,7 +29,7 @@ SMALL = dict(
     albedo_steps=10,
     checkpoint_every=10,
     render_size=((0.0, 16),),
-    field=dict(width=16, blocks=1, dtype="float32", density_bias=1.0),
+    field=dict(width=16, blocks=1, dtype="float32", blob_strength=6.0, density_bias=-2.0),
     render=dict(samples=8, normal_samples=2),
     export=dict(
         views_size=16,
