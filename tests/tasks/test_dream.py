@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -159,7 +160,9 @@ def test_a_workdir_of_another_prompt_is_left_alone(weights, straight):
 def test_phases_follow_size_and_shading():
     config = dream.DreamConfig("x", steps=10, albedo_steps=3, render_size=((0.0, 8), (0.5, 16)))
     assert dream.phases(config) == [
-        dream.Phase(0, 3, 8, False),
-        dream.Phase(3, 5, 8, True),
-        dream.Phase(5, 10, 16, True),
+        dream.Phase(0, 3, 8, False, False),
+        dream.Phase(3, 5, 8, True, False),
+        dream.Phase(5, 10, 16, True, False),
     ]
+    latent = [phase.latent for phase in dream.phases(replace(config, latent_share=0.4))]
+    assert latent == [True, True, False, False]
