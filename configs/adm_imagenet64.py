@@ -25,6 +25,7 @@ def get_config() -> config_dict.ConfigDict:
             loss="hybrid",
             vlb_weight=0.001,
             min_snr_gamma=0.0,
+            v_weighting=False,
             by_importance=False,
             class_dropout=0.0,
             ema_decay=0.9999,

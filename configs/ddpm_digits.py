@@ -36,6 +36,7 @@ def train() -> dict:
         loss="hybrid",
         vlb_weight=0.001,
         min_snr_gamma=0.0,
+        v_weighting=False,
         by_importance=False,
         class_dropout=0.1,
         ema_decay=0.998,

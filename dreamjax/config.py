@@ -6,7 +6,6 @@ here on; no function beyond sees a mapping.
 
 import dataclasses
 import difflib
-import fcntl
 import json
 import math
 import os
@@ -14,7 +13,9 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
 
 from dreamjax.errors import UserError
 
@@ -23,9 +24,9 @@ T = TypeVar("T")
 CONFIG_FILE = "config.json"
 LOCK_FILE = ".lock"
 
-# Locks of workdirs, by device and inode of their files. They are the process's: the system lets go
-# of them when it ends, however it ends.
-_locks: dict[tuple[int, int], TextIO] = {}
+# Locks of workdirs, by their files. They are the process's: the system lets go of them when it
+# ends, however it ends.
+_locks: dict[Path, FileLock] = {}
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -177,36 +178,28 @@ def check_workdir(
 
 
 def _lock(workdir: Path) -> None:
-    path = workdir / LOCK_FILE
-    try:
-        file = path.open("a")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    status = os.fstat(file.fileno())
-    name = status.st_dev, status.st_ino
-    if name in _locks:  # claimed by an earlier run of this very process
-        file.close()
+    path = (workdir / LOCK_FILE).resolve()
+    lock = _locks.setdefault(path, FileLock(path, blocking=False, thread_local=False))
+    if lock.is_locked:  # claimed by an earlier run of this very process
         return
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
+        lock.acquire()
+    except Timeout as error:
         raise UserError(
             f"another process is running in the workdir {workdir}: wait for its end, stop it, or "
             "name another --workdir"
         ) from error
-    except OSError:  # a file system without locks
+    except NotImplementedError:  # a file system without locks
         pass
-    _locks[name] = file
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def release_workdir(workdir: str | Path) -> None:
     """Let other processes claim `workdir`; does nothing where this one has not."""
-    path = Path(workdir).expanduser() / LOCK_FILE
-    if path.exists():
-        status = path.stat()
-        if file := _locks.pop((status.st_dev, status.st_ino), None):
-            file.close()
+    lock = _locks.pop((Path(workdir).expanduser() / LOCK_FILE).resolve(), None)
+    if lock is not None:
+        lock.release()
 
 
 def _check_same_run(workdir: Path, stored, plain, harmless: tuple[str, ...]) -> None:

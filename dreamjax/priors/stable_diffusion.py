@@ -38,7 +38,8 @@ PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}
 class StableDiffusion:
     """A latent text-to-image diffusion model (the interface of `priors.base.Prior`).
 
-    Its parameters are {"unet", "vae", "text", "rgb_to_latent"}; `tokenizer` is a folder.
+    Its parameters are {"unet", "vae", "text"} and, for `encode_linear` alone, "rgb_to_latent"
+    (`fit_rgb_to_latent`); `tokenizer` is a folder.
     """
 
     unet: SDUNetConfig
@@ -151,7 +152,7 @@ def load(
         "vae": published.load(folder / "vae", shapes["vae"]),
         "text": published.load(folder / "text_encoder", shapes["text"], strip="text_model."),
     }
-    return prior, {**params, "rgb_to_latent": fit_rgb_to_latent(prior, params)}
+    return prior, params
 
 
 def describe(folder: Path, dtype: str, remat: bool, fused: bool) -> StableDiffusion:

@@ -49,6 +49,13 @@ class RenderConfig:
     frustum: bool = False
     chunk: int = 256
 
+    def __post_init__(self):
+        """Refuse settings that cannot be meant; raises ValueError."""
+        if not 1 <= self.normal_samples <= self.samples:
+            raise ValueError(
+                f"normal_samples = {self.normal_samples} must lie in 1..samples = {self.samples}"
+            )
+
 
 class Rendering(NamedTuple):
     """What is seen along each ray.
@@ -133,14 +140,10 @@ def render_rays(
     `background_rgb` broadcasts against the rays. `with_normals=False` shows albedo whatever the
     shading says, with normals and orientation zero, and saves their cost.
 
-    Raises ValueError for `normal_samples` out of range, and for neither `lam` nor the frustum.
+    Raises ValueError for neither `lam` nor the frustum.
     """
     batch = rays.radius.shape
     count = rays.radius.size
-    if not 1 <= config.normal_samples <= config.samples:
-        raise ValueError(
-            f"normal_samples = {config.normal_samples} must lie in 1..samples = {config.samples}"
-        )
     if lam is None and not config.frustum:
         raise ValueError("lam, the isotropic variance, is needed unless config.frustum is set")
 

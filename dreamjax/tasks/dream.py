@@ -35,6 +35,7 @@ from dreamjax.export.report import Report, write_report
 from dreamjax.export.sheet import SHEET_VIEWS, contact_sheet, grid, to_uint8, write_png
 from dreamjax.export.video import write_video
 from dreamjax.priors import clip as clips
+from dreamjax.priors.stable_diffusion import StableDiffusion, fit_rgb_to_latent
 from dreamjax.scene.camera import CameraConfig, orbit
 from dreamjax.scene.field import FieldConfig
 from dreamjax.scene.render import RenderConfig, render_image
@@ -230,8 +231,10 @@ def objective_of(c: DreamConfig) -> tuple[Callable[[bool], Objective], PyTree]:
         params = dream_fields_params(clip, clip_params, c.prompt)
         return lambda latent: make_dream_fields(clip, c.dream_fields), params
     prior, prior_params = load_prior(c.weights, c.prior)
-    if c.latent_share and not hasattr(prior, "encode_linear"):
-        raise UserError(f"latent_share is {c.latent_share}, but the prior has no latents")
+    if c.latent_share:
+        if not isinstance(prior, StableDiffusion):
+            raise UserError(f"latent_share is {c.latent_share}, but the prior has no latents")
+        prior_params["rgb_to_latent"] = fit_rgb_to_latent(prior, prior_params)
     sds = SdsConfig(**{f.name: getattr(c, f.name) for f in dataclasses.fields(SdsConfig)})
     params = sds_params(prior, prior_params, c.prompt, c.negative_prompt)
     return lambda latent: make_sds(

@@ -53,7 +53,7 @@ from dreamjax.scene.background import Backdrop
 from dreamjax.scene.camera import VIEW_WORDS, CameraConfig, orbit, view_index
 from dreamjax.scene.render import render_image
 from dreamjax.tasks import dream, retrieval
-from dreamjax.tasks.many import attempt, prompts_of
+from dreamjax.tasks.many import attempt, prompts_of, slug
 from dreamjax.tasks.sampling import SamplerConfig, sample
 from dreamjax.toybox.captions import BOTH, draw_caption, text_of
 from dreamjax.toybox.draw import HELD_OUT, ToyboxConfig, combination_weights
@@ -266,11 +266,6 @@ def random_captions(key, count: int) -> tuple[list[str], probes.Labels]:
 
 
 # Dreams
-
-
-def slug(prompt: str) -> str:
-    """A folder's name for a prompt."""
-    return re.sub(r"[^a-z0-9]+", "_", prompt.lower()).strip("_")
 
 
 def _run_missing(dreams: Path, settings: dict) -> None:

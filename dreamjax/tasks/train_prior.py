@@ -1,9 +1,8 @@
 """`task = train_prior`: train the text-conditional UNet and its text encoder on the toybox.
 
-The text encoder first learns to read captions (`tasks.reading`) and is then held still, as Imagen
-does (arXiv 2205.11487): trained on with the UNet, it forgets the view words. The loss is
-v-prediction's mean square (arXiv 2202.00512), late t drawn more often; captions are dropped for
-classifier-free guidance. Batches come from the data set on disk, or, with `data.on_device`,
+The text encoder first learns to read captions (`tasks.reading`), then all is trained together. The
+loss is v-prediction's mean square (arXiv 2202.00512), late t drawn more often; captions are dropped
+for classifier-free guidance. Batches come from the data set on disk, or, with `data.on_device`,
 straight from the renderer inside the step.
 """
 
@@ -204,7 +203,7 @@ def make_step(prior, c: TrainPriorConfig, tx):
         tokens = jnp.where(dropped[:, None], 0, tokens)
 
         def loss_fn(params):
-            text = prior.embed_ids(jax.lax.stop_gradient(params), tokens)
+            text = prior.embed_ids(params, tokens)
             net = lambda x_t, t: prior.output(params, x_t, t, text)  # noqa: E731
             p = prior.parameterisation
             return jnp.mean(prediction_loss(net, prior.schedule, p, x_0, t, eps))

@@ -154,7 +154,7 @@ def test_missing_dreams_are_made_and_others_left_alone(monkeypatch, tmp_path):
     monkeypatch.setattr(dream, "run", lambda config, workdir: made.append((config, workdir)))
     evaluate._run_missing(tmp_path, {**DREAM, "prompt": ""})
     assert [config["prompt"] for config, _ in made] == list(PROMPTS[1:])
-    assert made[0][1] == str(tmp_path / "a_blue_car_with_a_white_top")
+    assert made[0][1] == str(tmp_path / "a-blue-car-with-a-white-top")
     assert made[0][0] == {**DREAM, "prompt": PROMPTS[1]}
 
 

@@ -74,6 +74,7 @@ def test_the_linear_latents_are_the_nearest_affine_ones(both):
     with torch.no_grad():
         latent = 0.18215 * pipeline.vae.encode(torch.from_numpy(flat.copy())).latent_dist.mean
     latent = latent.numpy().mean((2, 3)).astype(np.float64)
+    params = {**params, "rgb_to_latent": stable_diffusion.fit_rgb_to_latent(prior, params)}
     ours = prior.encode_linear(params, (levels[:, None, None] + 1) / 2, jax.random.key(0))
     assert ours.shape == (27, 8, 8, 4)
     residual = np.asarray(ours, np.float64)[:, 3, 5] - latent
