@@ -169,7 +169,7 @@ def test_the_whole_task(monkeypatch, tmp_path, probe, capsys):
     prior = toybox_prior.ToyboxPrior(unet, text, VOCABULARY)
     toybox_prior.save(tmp_path / "prior.safetensors", prior, prior.init(jax.random.key(0)))
     dreams = tmp_path / "dreams"
-    finish(dreams / "a_red_mug", DREAM)
+    finish(dreams / "a-red-mug", DREAM)
     finish(dreams / "begun", DREAM, step=2)
     (dreams / "other").mkdir()
     (dreams / "other" / "config.json").write_text('{"task": "dream", "prompt": "a chair"}')
