@@ -50,6 +50,7 @@ print("agree")
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_give_one_devices_raw_gradient():
     env = dict(
         os.environ,

@@ -30,7 +30,7 @@ from dreamjax.priors import published
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 WIDTHS = dict(hidden_size=24, intermediate_size=56, num_attention_heads=3)
 CHARS = [chr(n) for n in (*range(33, 127), *range(161, 173), *range(174, 256))]
 CHARS += [chr(256 + n) for n in range(256 - len(CHARS))]

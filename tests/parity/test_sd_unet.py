@@ -24,7 +24,7 @@ from diffusers import UNet2DConditionModel  # noqa: E402
 
 from .torch_random import agree, nchw, nhwc, randomised  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 CROSS_DOWN, CROSS_UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
 # The published config.json files, but for the version that wrote them.
 SD15 = {

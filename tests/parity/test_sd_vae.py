@@ -20,7 +20,7 @@ diffusers = pytest.importorskip("diffusers")
 
 from .torch_random import agree, nchw, nhwc, randomised  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 # The published config.json, but for the version that wrote it.
 SD15 = {
     "_class_name": "AutoencoderKL",

@@ -16,6 +16,7 @@ diffusers = pytest.importorskip("diffusers")
 from . import tiny_sd  # noqa: E402
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.usefixtures("quick_compilation"),
     # diffusers' and transformers' own
     pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning"),
@@ -99,7 +100,6 @@ def test_eps_whatever_the_unet_predicts(both):
     assert error(ours, theirs) < (1e-5 if prior.prediction == "eps" else 1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["ddim", "dpm_solver"])
 def test_ten_steps_from_the_same_noise_give_the_same_picture(both, sampler):
     pipeline, prior, params = both

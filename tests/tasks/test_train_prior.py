@@ -100,6 +100,7 @@ def test_a_warm_start_needs_the_same_architecture(data_dir, straight, tmp_path):
         train_prior.run(config, tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_pictures_drawn_on_the_device(data_dir, tmp_path):
     config = make_config(data_dir, steps=1)
     config.data.on_device = True
