@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 CODE = """
 import jax, jax.numpy as jnp, numpy as np
 from functools import partial
