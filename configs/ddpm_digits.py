@@ -84,7 +84,7 @@ def sample() -> dict:
         start=1.0,
         sampler=dict(
             sampler="ddim",
-            steps=50,
+            steps="50",  # or sections of the chain, as "ddim50" or "10,15,20"
             eta=0.0,
             guidance_scale=1.0,
             rescale=0.0,

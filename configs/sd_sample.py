@@ -32,7 +32,7 @@ def get_config() -> config_dict.ConfigDict:
             start=1.0,
             sampler=dict(
                 sampler="dpm_solver",
-                steps=25,
+                steps="25",  # or sections of the chain, as "ddim50" or "10,15,20"
                 eta=0.0,
                 guidance_scale=7.5,
                 rescale=0.0,

@@ -26,7 +26,7 @@ def get_config() -> config_dict.ConfigDict:
             start=1.0,
             sampler=dict(
                 sampler="ddim",
-                steps=30,
+                steps="30",  # or sections of the chain, as "ddim50" or "10,15,20"
                 eta=0.0,
                 guidance_scale=4.0,
                 rescale=0.0,

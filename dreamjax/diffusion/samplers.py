@@ -48,12 +48,14 @@ def spaced_steps(num_steps: int, count: int) -> np.ndarray:
 def sampling_steps(num_steps: int, steps: int | str | Sequence[int]) -> Int[np.ndarray, " s"]:
     """The timesteps of 0..num_steps-1 that a sampler visits, rising.
 
-    steps is how many (`spaced_steps`), sections as "ddim50" or "10,15,20" (`section_steps`), or the
-    timesteps themselves. Raises UserError as those do, and for timesteps that do not rise or leave
-    the range.
+    steps is how many (`spaced_steps`; "50" is 50), sections as "ddim50" or "10,15,20"
+    (`section_steps`), or the timesteps themselves. Raises UserError as those do, and for timesteps
+    that do not rise or leave the range.
     """
-    if isinstance(steps, str):
+    if isinstance(steps, str) and not steps.isdecimal():
         return section_steps(num_steps, steps)
+    if isinstance(steps, str):
+        return spaced_steps(num_steps, int(steps))
     if np.ndim(steps) == 0:
         return spaced_steps(num_steps, steps)
     return checked_steps(num_steps, steps)
@@ -227,6 +229,7 @@ def _steps_with_signal(schedule: Schedule, steps) -> Int[np.ndarray, " s"]:
     without = ts[schedule.sqrt_alpha_bar[ts].astype(np.float32) == 0.0]
     if without.size:
         raise UserError(
-            f"sampling step t = {without[0]} has alpha_bar = 0, where eps does not determine x_0"
+            f"sampling step t = {without[0]} has alpha_bar = 0, where eps does not determine x_0: "
+            "leave it out, as sections like 'ddim50' do, or sample by the ancestral sampler"
         )
     return ts

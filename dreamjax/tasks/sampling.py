@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from dreamjax.diffusion import guidance
-from dreamjax.diffusion.reverse import eps_of, split_output
+from dreamjax.diffusion.reverse import Parameterisation, eps_of, split_output
 from dreamjax.diffusion.samplers import (
     Given,
     ancestral_sample,
@@ -18,6 +18,7 @@ from dreamjax.diffusion.samplers import (
     dpm_solver_sample,
     sampling_steps,
 )
+from dreamjax.diffusion.schedule import Schedule
 from dreamjax.errors import UserError
 from dreamjax.priors.classifier import NoisyClassifier
 
@@ -45,6 +46,19 @@ class SamplerConfig:
     def __post_init__(self):
         if self.sampler not in SAMPLERS:
             raise UserError(f"sampler is {self.sampler!r}: expected one of {', '.join(SAMPLERS)}")
+
+
+def check_sampler(schedule: Schedule, c: SamplerConfig) -> None:
+    """Raise UserError where the sampler cannot run on the schedule, without running it."""
+    key, shape, net = jax.random.key(0), (1, 1), lambda x_t, t: x_t
+    samplers = {
+        "ancestral": lambda: ancestral_sample(
+            net, schedule, Parameterisation(), key, shape, c.steps
+        ),
+        "ddim": lambda: ddim_sample(net, schedule, key, shape, c.steps, c.eta),
+        "dpm_solver": lambda: dpm_solver_sample(net, schedule, key, shape, c.steps),
+    }
+    jax.eval_shape(samplers[c.sampler])
 
 
 def guided_net(prior, params, cond, negative, c: SamplerConfig):

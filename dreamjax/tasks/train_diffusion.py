@@ -21,7 +21,7 @@ from dreamjax.export.sheet import grid, write_png
 from dreamjax.nets.adm import ADMConfig
 from dreamjax.priors import classes
 from dreamjax.tasks.images import Images, ImagesConfig, ahead, load, to_x
-from dreamjax.tasks.sampling import SamplerConfig, sample
+from dreamjax.tasks.sampling import SamplerConfig, check_sampler, sample
 from dreamjax.training import parallel
 from dreamjax.training.checkpoint import Checkpoints
 from dreamjax.training.loop import train
@@ -95,6 +95,11 @@ class TrainDiffusionConfig:
         for name in ("min_snr_gamma", "v_weighting"):
             if getattr(self, name) and (self.loss != "simple" or self.by_importance):
                 raise UserError(f"{name} weighs the simple loss with t drawn evenly, no other")
+        if self.schedule.zero_terminal_snr and self.prediction == "eps":
+            raise UserError(
+                "schedule.zero_terminal_snr leaves nothing of x_0 at T-1, where eps does not "
+                "determine it: prediction is 'eps', it must be v, x0 or mean"
+            )
         if self.min_snr_gamma and self.v_weighting:
             raise UserError("min_snr_gamma and v_weighting are two weightings: set one")
 
@@ -125,6 +130,8 @@ def run(config, workdir: str) -> None:
     c = build(TrainDiffusionConfig, settings)
     data, held_out = load(c.data, "train"), load(c.data, "held_out")
     prior = make_prior(c, net_settings, data)
+    if c.samples_per_class:
+        check_sampler(prior.schedule, c.sampler)
     devices = parallel.devices_for(c.batch_size)
     workdir = check_workdir(workdir, config, harmless=("log_every", "checkpoint_every"))
     tx = make_optimizer(c.optimizer, c.steps)

@@ -30,9 +30,17 @@ def predict_for(schedule):
     return predict
 
 
-def reference(schedule, x, noise, steps, eta, clip):
-    """DDIM eq. 12 and 16 in float64; noise[t] is the draw of the step from t."""
+def nothing_kept(x, i):
+    return x
+
+
+def reference(schedule, x, noise, steps, eta, clip, keep=nothing_kept):
+    """DDIM eq. 12 and 16 in float64; noise[t] is the draw of the step from t.
+
+    Like the two below: x_0, and its estimate at every step; keep(x, i) sees x after step i.
+    """
     alpha_bar = np.cumprod(1.0 - schedule.betas)
+    frames = []
     for i in reversed(range(len(steps))):
         a = alpha_bar[steps[i]]
         a_prev = alpha_bar[steps[i - 1]] if i else 1.0
@@ -43,8 +51,50 @@ def reference(schedule, x, noise, steps, eta, clip):
             eps = (x - np.sqrt(a) * x_0) / np.sqrt(1 - a)
         sigma = eta * np.sqrt((1 - a_prev) / (1 - a)) * np.sqrt(1 - a / a_prev)
         x = np.sqrt(a_prev) * x_0 + np.sqrt(1 - a_prev - sigma**2) * eps
-        x = x + sigma * noise[steps[i]]
-    return x
+        x = keep(x + sigma * noise[steps[i]], i)
+        frames.append(x_0)
+    return x, np.stack(frames)
+
+
+def ancestral_reference(schedule, x, noise, ts, variance, keep=nothing_kept):
+    """DDPM eq. 11 in float64, with the respaced betas."""
+    alpha_bar = np.cumprod(1.0 - schedule.betas)[ts]
+    before = np.append(1.0, alpha_bar[:-1])
+    beta = 1 - alpha_bar / before
+    small = beta * (1 - before) / (1 - alpha_bar)
+    frames = []
+    for i in reversed(range(len(ts))):
+        eps = exact(schedule, x, ts[i])
+        frames.append((x - np.sqrt(1 - alpha_bar[i]) * eps) / np.sqrt(alpha_bar[i]))
+        x = (x - beta[i] / np.sqrt(1 - alpha_bar[i]) * eps) / np.sqrt(1 - beta[i])
+        if i > 0:
+            x = x + np.sqrt(small[i] if variance == "fixed_small" else beta[i]) * noise[ts[i]]
+        x = keep(x, i)
+    return x, np.stack(frames)
+
+
+def dpm_reference(schedule, x, ts, keep=nothing_kept):
+    """DPM-Solver++(2M), algorithm 2 of arXiv 2211.01095, in float64."""
+    alpha_bar = np.cumprod(1.0 - schedule.betas)
+    lam = 0.5 * np.log(alpha_bar / (1 - alpha_bar))
+    frames, h_before = [], None
+    for i in reversed(range(len(ts))):
+        a = alpha_bar[ts[i]]
+        x_0 = (x - np.sqrt(1 - a) * exact(schedule, x, ts[i])) / np.sqrt(a)
+        if i == 0:
+            x = x_0
+        else:
+            h = lam[ts[i - 1]] - lam[ts[i]]
+            d = x_0
+            if frames:
+                r = h_before / h
+                d = (1 + 1 / (2 * r)) * x_0 - 1 / (2 * r) * frames[-1]
+            a_prev = alpha_bar[ts[i - 1]]
+            x = np.sqrt((1 - a_prev) / (1 - a)) * x - np.sqrt(a_prev) * np.expm1(-h) * d
+            h_before = h
+        frames.append(x_0)
+        x = keep(x, i)
+    return x, np.stack(frames)
 
 
 @pytest.mark.parametrize(
@@ -61,20 +111,20 @@ def reference(schedule, x, noise, steps, eta, clip):
 def test_ddim_against_float64(steps, eta, clipped, jit):
     schedule, key, shape = linear(100, 1e-3, 0.1), jax.random.key(5), (6, 3)
     ts = spaced_steps(100, steps) if isinstance(steps, int) else np.array(steps)
-    start, noise_key = jax.random.split(key)
-    noise = {t: np.float64(jax.random.normal(jax.random.fold_in(noise_key, t), shape)) for t in ts}
-    x_T = np.asarray(jax.random.normal(start, shape), np.float64)
-    expected = reference(schedule, x_T, noise, ts, eta, clipped)
+    x_T, noise = draws(key, ts, shape)
+    expected, seen = reference(schedule, x_T, noise, ts, eta, clipped)
     threshold = clip if clipped else unclipped
 
     def sample(key):
-        return ddim_sample(predict_for(schedule), schedule, key, shape, steps, eta, threshold)
+        predict = predict_for(schedule)
+        return ddim_sample(predict, schedule, key, shape, steps, eta, threshold, frames=True)
 
-    found = (jax.jit(sample) if jit else sample)(key)
+    found, frames = (jax.jit(sample) if jit else sample)(key)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(frames, seen, rtol=0, atol=1e-5)
     # The reference can tell whether x_0 was clipped.
-    other = reference(schedule, x_T, noise, ts, eta, not clipped)
+    other, _ = reference(schedule, x_T, noise, ts, eta, not clipped)
     assert np.abs(other - expected).max() > 1e-2
 
 
@@ -93,60 +143,87 @@ def exact(schedule, x, t):
 
 @pytest.mark.parametrize(
     ("steps", "variance", "jit"),
-    [(100, "fixed_small", True), (7, "fixed_large", True), (7, "fixed_large", False)],
+    [
+        (100, "fixed_small", True),
+        (7, "fixed_large", True),
+        ([0, 1, 50, 99], "fixed_large", True),
+        ([0, 1, 50, 99], "fixed_large", False),
+    ],
 )
 def test_ancestral_against_float64(steps, variance, jit):
     schedule, key, shape = linear(100, 1e-3, 0.1), jax.random.key(6), (6, 3)
-    ts = spaced_steps(100, steps)
-    x, noise = draws(key, ts, shape)
-    alpha_bar = np.cumprod(1.0 - schedule.betas)[ts]
-    before = np.append(1.0, alpha_bar[:-1])
-    beta = 1 - alpha_bar / before
-    small = beta * (1 - before) / (1 - alpha_bar)
-    for i in reversed(range(len(ts))):  # DDPM eq. 11, with the respaced betas
-        mean = x - beta[i] / np.sqrt(1 - alpha_bar[i]) * exact(schedule, x, ts[i])
-        x = mean / np.sqrt(1 - beta[i])
-        if i > 0:
-            x = x + np.sqrt(small[i] if variance == "fixed_small" else beta[i]) * noise[ts[i]]
+    ts = spaced_steps(100, steps) if isinstance(steps, int) else np.array(steps)
+    x_T, noise = draws(key, ts, shape)
+    expected, seen = ancestral_reference(schedule, x_T, noise, ts, variance)
     p = Parameterisation(variance=variance, threshold=unclipped)
 
     def sample(key):
         return ancestral_sample(predict_for(schedule), schedule, p, key, shape, steps, frames=True)
 
     found, frames = (jax.jit(sample) if jit else sample)(key)
-    np.testing.assert_allclose(found, x, rtol=0, atol=1e-5)
-    assert frames.shape == (steps, *shape)
-    np.testing.assert_allclose(frames[-1], found, atol=1e-6)  # the last mean is the last x_0
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(frames, seen, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("steps", "jit"), [(1, True), (2, True), (12, True), (12, False)])
+@pytest.mark.parametrize(
+    ("steps", "jit"), [(1, True), (2, True), (12, True), ([0, 1, 50, 99], True), (12, False)]
+)
 def test_dpm_solver_against_float64(steps, jit):
     schedule, key, shape = linear(100, 1e-3, 0.1), jax.random.key(7), (6, 3)
-    ts = spaced_steps(100, steps)
-    x, _ = draws(key, ts, shape)
-    alpha_bar = np.cumprod(1.0 - schedule.betas)
-    lam = 0.5 * np.log(alpha_bar / (1 - alpha_bar))
-    before, h_before = None, None
-    for i in reversed(range(steps)):
-        a = alpha_bar[ts[i]]
-        x_0 = (x - np.sqrt(1 - a) * exact(schedule, x, ts[i])) / np.sqrt(a)
-        if i == 0:
-            x = x_0
-            break
-        h = lam[ts[i - 1]] - lam[ts[i]]
-        d = x_0
-        if before is not None:
-            r = h_before / h
-            d = (1 + 1 / (2 * r)) * x_0 - 1 / (2 * r) * before
-        a_prev = alpha_bar[ts[i - 1]]
-        x = np.sqrt((1 - a_prev) / (1 - a)) * x - np.sqrt(a_prev) * np.expm1(-h) * d
-        before, h_before = x_0, h
+    ts = spaced_steps(100, steps) if isinstance(steps, int) else np.array(steps)
+    x_T, _ = draws(key, ts, shape)
+    expected, seen = dpm_reference(schedule, x_T, ts)
 
     def sample(key):
-        return dpm_solver_sample(predict_for(schedule), schedule, key, shape, steps, unclipped)
+        predict = predict_for(schedule)
+        return dpm_solver_sample(predict, schedule, key, shape, steps, unclipped, frames=True)
 
-    found = (jax.jit(sample) if jit else sample)(key)
-    np.testing.assert_allclose(found, x, rtol=0, atol=1e-5)
+    found, frames = (jax.jit(sample) if jit else sample)(key)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(frames, seen, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpm"])
+def test_a_given_picture_against_float64(sampler, masked, jit):
+    """SDEdit starts from the noised image; with a mask every step's kept part is replaced."""
+    schedule, key, shape = linear(100, 1e-3, 0.1), jax.random.key(9), (6, 3)
+    ts = np.array([0, 1, 50, 99] if masked else [0, 1, 30, 50])
+    image = np.float64(np.float32(np.random.default_rng(9).uniform(-1, 1, shape)))
+    mask = np.array([[1.0, 0.0, 1.0]])
+    x_T, noise = draws(key, ts, shape)
+    alpha_bar = np.cumprod(1.0 - schedule.betas)
+    key_known = jax.random.fold_in(jax.random.split(key)[1], 100)
+
+    def keep(x, i):
+        if not masked:
+            return x
+        eps = np.float64(jax.random.normal(jax.random.fold_in(key_known, ts[i]), shape))
+        a = alpha_bar[ts[i - 1]] if i else 1.0
+        return np.where(mask, np.sqrt(a) * image + np.sqrt(1 - a) * eps, x)
+
+    if not masked:
+        x_T = np.sqrt(alpha_bar[50]) * image + np.sqrt(1 - alpha_bar[50]) * x_T
+    expected, seen = {
+        "ancestral": lambda: ancestral_reference(schedule, x_T, noise, ts, "fixed_small", keep),
+        "ddim": lambda: reference(schedule, x_T, noise, ts, 0.7, False, keep),
+        "dpm": lambda: dpm_reference(schedule, x_T, ts, keep),
+    }[sampler]()
+
+    def sample(key, image):
+        given = Given(image, jnp.float32(mask) if masked else None)
+        common = dict(given=given, frames=True)
+        predict, p = predict_for(schedule), Parameterisation(threshold=unclipped)
+        if sampler == "ancestral":
+            return ancestral_sample(predict, schedule, p, key, shape, ts, **common)
+        if sampler == "ddim":
+            return ddim_sample(predict, schedule, key, shape, ts, 0.7, unclipped, **common)
+        return dpm_solver_sample(predict, schedule, key, shape, ts, unclipped, **common)
+
+    found, frames = (jax.jit(sample) if jit else sample)(key, jnp.float32(image))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(frames, seen, rtol=0, atol=1e-5)
 
 
 def test_dpm_solver_is_nearer_the_limit_than_ddim():
@@ -239,7 +316,8 @@ def test_sections_are_steps():
     """ "ddim50" and its like, as the papers' code has them, wherever steps are taken."""
     schedule, key, shape = linear(100), jax.random.key(4), (2, 3)
     predict = predict_for(schedule)
-    for sections, steps in (("ddim5", [0, 20, 40, 60, 80]), ("1,2", [0, 50, 99])):
+    cases = (("ddim5", [0, 20, 40, 60, 80]), ("1,2", [0, 50, 99]), ("4", [0, 33, 66, 99]))
+    for sections, steps in cases:
         np.testing.assert_array_equal(sampling_steps(100, sections), steps)
         samplers = (
             lambda s: ddim_sample(predict, schedule, key, shape, s),

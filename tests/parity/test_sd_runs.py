@@ -95,7 +95,7 @@ def test_a_dream_with_its_mesh_and_report(dreamt):
 
 def test_pictures(model, tmp_path):
     config = config_of("sd_sample.py", weights=model, prompts=("a red ball",), per_prompt=1)
-    config.sampler.steps = 4
+    config.sampler.steps = "4"
     sample.run(config, tmp_path / "drawn")
     drawn = np.asarray(Image.open(tmp_path / "drawn" / "images" / "a_red_ball-000.png"))
     assert drawn.shape == (64, 64, 3) and drawn.std() > 10
@@ -105,7 +105,7 @@ def test_pictures(model, tmp_path):
     for start in (0.05, 1.0):
         config.image, config.start = str(tmp_path / "given.png"), start
         config.seed = 1
-        config.sampler.steps = 20
+        config.sampler.steps = "20"
         sample.run(config, tmp_path / f"from_{start}")
         again = Image.open(tmp_path / f"from_{start}" / "images" / "a_red_ball-000.png")
         far.append(np.abs(np.asarray(again, float) - drawn).mean())

@@ -170,6 +170,14 @@ def test_other_losses_learn(changes):
         (dict(schedule=dict(SCHEDULE, shape="square")), "schedule.shape is 'square'"),
         (dict(schedule=dict(SCHEDULE, steps=0)), "at least 1; got 0"),
         (dict(prediction="noise"), "prediction must be one of"),
+        (dict(schedule=dict(SCHEDULE, zero_terminal_snr=True)), "prediction is 'eps'"),
+        (
+            dict(prediction="v", schedule=dict(SCHEDULE, zero_terminal_snr=True)),
+            "t = 9 has alpha_bar = 0.* leave it out",
+        ),
+        # Told before the run, not at its first samples.
+        (dict(sampler=dict(steps=11)), r"steps must be in 1\.\.10; got 11"),
+        (dict(sampler=dict(eta=2.0, steps=2)), "eta must be in .*; got 2.0"),
     ],
 )
 def test_settings_that_cannot_be_meant(tmp_path, changes, says):
@@ -197,6 +205,10 @@ DIGITS = "--config=configs/ddpm_digits.py"
         ),
         ([DIGITS, "--config.data.name=cifar11"], "no data set 'cifar11', did you mean cifar10"),
         ([DIGITS + ":sample", "--config.weights=MODEL", "--config.sampler.steps=11"], "got 11"),
+        (
+            [DIGITS + ":sample", "--config.weights=MODEL", "--config.sampler.steps=ddim7"],
+            "no whole stride takes 7 of 10 steps",
+        ),
         (
             [
                 DIGITS + ":sample",
