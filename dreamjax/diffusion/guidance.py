@@ -21,8 +21,10 @@ def classifier_free(
 ) -> Float[Array, "..."]:
     """eps_uncond + s (eps_cond - eps_uncond), s being 1 + w in arXiv 2207.12598 eq. 6.
 
-    A negative prompt takes the unconditional prediction's place.
+    A negative prompt takes the unconditional prediction's place. Raises UserError for shapes that
+    differ, as all here do.
     """
+    check_shapes(eps_cond=eps_cond, eps_uncond=eps_uncond)
     return eps_uncond + s * (eps_cond - eps_uncond)
 
 
@@ -34,6 +36,7 @@ def rescaled(
     Large scales overexpose; this restores the standard deviation over each example
     (arXiv 2305.08891 eq. 15 and 16).
     """
+    check_shapes(guided=guided, cond=cond)
     axes = tuple(range(1, guided.ndim))
     ratio = jnp.std(cond, axes, keepdims=True) / jnp.std(guided, axes, keepdims=True)
     return share * ratio * guided + (1.0 - share) * guided
@@ -50,7 +53,7 @@ def perp_neg(
 
     eps_uncond + s (d - sum_n weights_n d_n'), where d and d_n are the conditional predictions less
     the unconditional one and d_n' is the part of d_n perpendicular to d (their eq. 10; weights
-    are 0 or more here, their w is minus ours). Raises UserError for shapes that do not fit.
+    are 0 or more here, their w is minus ours).
     """
     wanted = (*weights.shape[:1], *eps_cond.shape)
     if eps_negative.shape != wanted or weights.shape != wanted[:2]:
@@ -82,6 +85,7 @@ def guide_mean(model: Reverse, gradient: Float[Array, "b ..."], s: float) -> Rev
 
     x_0 and eps are left as the network gave them.
     """
+    check_shapes(mean=model.mean, gradient=gradient)
     return model._replace(mean=model.mean + s * model.var * gradient)
 
 

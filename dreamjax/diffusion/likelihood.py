@@ -17,7 +17,7 @@ import numpy as np
 from jax.scipy.special import log_ndtr
 from jaxtyping import Array, Float, Int, Key
 
-from dreamjax.diffusion.process import posterior, q_sample
+from dreamjax.diffusion.process import check_shapes, posterior, q_sample
 from dreamjax.diffusion.reverse import Parameterisation, Reverse, reverse
 from dreamjax.diffusion.schedule import Schedule, extract
 from dreamjax.errors import UserError
@@ -91,6 +91,7 @@ def decoder_term(
     x_0: Float[Array, "b ..."], model: Reverse, levels: int = 256
 ) -> Float[Array, " b"]:
     """L_0, minus the mean log-likelihood of x_0's levels, nats per dimension (DDPM eq. 13)."""
+    check_shapes(x_0=x_0, mean=model.mean)
     log_std = 0.5 * model.log_var
     log_likelihood = discretised_gaussian_log_likelihood(x_0, model.mean, log_std, levels)
     return -_mean_per_example(log_likelihood)
@@ -107,6 +108,7 @@ def transition_term(
 
     At t = 0 it stands for nothing: there the decoder takes its place.
     """
+    check_shapes(x_0=x_0, mean=model.mean)
     true = posterior(schedule, x_0, x_t, t)
     return _mean_per_example(gaussian_kl(true.mean, true.log_var, model.mean, model.log_var))
 

@@ -101,14 +101,16 @@ def v_from_x0(
     return (scale * x_t - x_0) / sigma
 
 
-def check_shapes(t: Array, **arrays: Array) -> None:
-    """Raise UserError unless the arrays share a shape [B, ...] and t is [B]."""
+def check_shapes(t: Array | None = None, **arrays: Array) -> None:
+    """Raise UserError unless the arrays share a shape [B, ...] and t, if there is one, is [B]."""
     shapes = {name: jnp.shape(array) for name, array in arrays.items()}
     common = next(iter(shapes.values()))
-    if set(shapes.values()) != {common} or jnp.shape(t) != common[:1]:
+    if set(shapes.values()) != {common} or (t is not None and jnp.shape(t) != common[:1]):
+        wanted = f"{' and '.join(shapes)} must have one shape [B, ...]"
         found = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
-        wanted = f"{' and '.join(shapes)} must have one shape [B, ...], t [B]"
-        raise UserError(f"{wanted}; got {found}, t {list(jnp.shape(t))}")
+        if t is not None:
+            wanted, found = f"{wanted}, t [B]", f"{found}, t {list(jnp.shape(t))}"
+        raise UserError(f"{wanted}; got {found}")
 
 
 def _scales(schedule: Schedule, t: Array, **arrays: Array) -> tuple[Array, Array]:

@@ -194,15 +194,17 @@ def section_steps(num_steps: int, sections: str | Sequence[int]) -> np.ndarray:
         raise UserError(f"no whole stride takes {count} of {num_steps} steps; got {sections!r}")
     if isinstance(sections, str):
         sections = [_whole(part, sections) for part in sections.split(",")]
+    if not len(sections):
+        raise UserError(f"sections must be a non-empty list of whole numbers; got {sections!r}")
     size, extra = divmod(num_steps, len(sections))
     start, chosen = 0, []
     for i, count in enumerate(sections):
         length = size + (i < extra)
-        if not 1 <= count <= length:
+        if not 1 <= count <= length or count != int(count):
             raise UserError(f"section {i} has {length} steps and cannot give {count}: {sections!r}")
         # Steps of equal fractional length, each rounded (half to even) to a whole timestep.
         stride = (length - 1) / (count - 1) if count > 1 else 1.0
-        places = np.cumsum(np.append(0.0, np.full(count - 1, stride)))
+        places = np.cumsum(np.append(0.0, np.full(int(count) - 1, stride)))
         chosen.append(start + np.round(places).astype(np.int32))
         start += length
     return np.concatenate(chosen)
@@ -213,6 +215,7 @@ def checked_steps(num_steps: int, steps: Sequence[int]) -> np.ndarray:
     ts = np.asarray(steps)
     if ts.ndim != 1 or ts.size == 0 or not np.issubdtype(ts.dtype, np.integer):
         raise UserError(f"steps must be a non-empty list of whole timesteps; got {steps!r}")
+    ts = ts.astype(np.int64)  # differences of unsigned ones would never fall
     if np.any(np.diff(ts) <= 0) or ts[0] < 0 or ts[-1] >= num_steps:
         raise UserError(f"steps must rise within 0..{num_steps - 1}; got {steps!r}")
     return ts.astype(np.int32)
@@ -222,9 +225,11 @@ def log_snr_at(schedule: Schedule, t: Float[Array, "..."]) -> Float[Array, "..."
     """log(alpha_bar / (1 - alpha_bar)) at any real t in 0..T-1, linear between whole steps.
 
     Where alpha_bar is 0 it is taken as -80, the logarithm of about the smallest float32 there is.
+    A t out of range is treated as by `extract`.
     """
+    _check_range(t, schedule.num_steps)
     index = jnp.arange(schedule.num_steps, dtype=jnp.float32)
-    return jnp.interp(t, index, _finite_log_snr(schedule))
+    return jnp.interp(t, index, _finite_log_snr(schedule), left=jnp.nan, right=jnp.nan)
 
 
 def t_at(schedule: Schedule, log_snr: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -243,16 +248,22 @@ def extract(values: np.ndarray, t: Int[Array, "*batch"], ndim: int) -> Float[Arr
     t = jnp.asarray(t)
     if not jnp.issubdtype(t.dtype, jnp.integer):
         raise UserError(f"t must be whole timesteps; got an array of {t.dtype}")
-    if not isinstance(t, jax.core.Tracer):
-        wrong = np.asarray(t)[(np.asarray(t) < 0) | (np.asarray(t) >= len(values))]
-        if wrong.size:
-            raise UserError(f"t must be in 0..{len(values) - 1}; got {wrong.flat[0]}")
+    _check_range(t, len(values))
     taken = table.at[t].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
     return taken.reshape(t.shape + (1,) * (ndim - t.ndim))
 
 
+def _check_range(t: Array, num_steps: int) -> None:
+    """Raise UserError for a t whose value is known and not in 0..T-1."""
+    if isinstance(t, jax.core.Tracer):
+        return
+    wrong = np.ravel(t)[~((np.ravel(t) >= 0) & (np.ravel(t) <= num_steps - 1))]  # NaN too
+    if wrong.size:
+        raise UserError(f"t must be in 0..{num_steps - 1}; got {wrong[0]}")
+
+
 def _checked(num_steps: int) -> int:
-    if num_steps != int(num_steps) or num_steps < 1:
+    if not 1 <= num_steps < np.inf or num_steps != int(num_steps):
         raise UserError(f"a schedule needs a whole number of steps, at least 1; got {num_steps}")
     return int(num_steps)
 
@@ -262,7 +273,7 @@ def _finite_log_snr(schedule: Schedule) -> Array:
 
 
 def _whole(text: str, sections: str) -> int:
-    if not text.strip().isdigit():
+    if not text.strip().isdecimal():
         raise UserError(f'expected "ddim50" or whole numbers like "10,15,20"; got {sections!r}')
     return int(text)
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from dreamjax.diffusion.process import check_shapes
 from dreamjax.diffusion.schedule import Schedule
 
 
@@ -48,8 +49,10 @@ def second_moment(num_steps: int, history: int = 10) -> SecondMoment:
 def remember(memory: SecondMoment, t: Int[Array, " b"], losses: Float[Array, " b"]) -> SecondMoment:
     """The memory after a batch's losses; a t that occurs twice is remembered twice, in order.
 
-    Losses must be of the whole batch, over all devices, for all devices to remember alike.
+    Losses must be of the whole batch, over all devices, for all devices to remember alike. Raises
+    UserError for shapes that differ.
     """
+    check_shapes(t, losses=losses)
 
     def one(memory, pair):
         t, loss = pair

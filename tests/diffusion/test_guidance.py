@@ -158,3 +158,9 @@ def test_guidance_of_shapes_that_do_not_fit():
     x = jnp.zeros((2, 3))
     with pytest.raises(UserError, match=r"eps_hat \[2, 3\], gradient \[2, 1\], t \[2\]"):
         guide_eps(linear(10), x, jnp.array([0, 9]), x[:, :1], 1.0)
+    with pytest.raises(UserError, match=r"mean \[2, 3\], gradient \[2, 1\]"):
+        guide_mean(reverse(linear(10), Parameterisation(), x, jnp.array([0, 9]), x), x[:, :1], 1.0)
+    with pytest.raises(UserError, match=r"eps_cond \[2, 3\], eps_uncond \[1, 3\]"):
+        classifier_free(x, x[:1], 2.0)
+    with pytest.raises(UserError, match=r"guided \[2, 3\], cond \[2, 1\]"):
+        rescaled(x, x[:, :1])

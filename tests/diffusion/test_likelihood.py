@@ -131,7 +131,7 @@ def test_prior_term(drawn):
 
 
 @pytest.mark.parametrize("schedule", [linear(1000), scaled_linear(1000), cosine(1000)], ids="lsc")
-@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned_range"])
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned", "learned_range"])
 def test_terms_against_float64(schedule, variance):
     """At t = 0, 1, middle and T-1, to 1e-5 though the two means differ by down to a 480th."""
     rng = np.random.default_rng(2)
@@ -140,7 +140,7 @@ def test_terms_against_float64(schedule, variance):
     x_0 = f32(rng.choice(LEVELS, shape))
     x_t = f32([float64.q_sample(betas, x, t, e) for x, t, e in zip(x_0, T, eps, strict=True)])
     output = f32(0.7 * eps + 0.3 * noise)
-    if variance == "learned_range":
+    if variance.startswith("learned"):
         output = np.concatenate([output, f32(np.full(shape, raw))], axis=-1)
     expected = [
         float64.term(betas, variance, *each) for each in zip(x_0, x_t, T, output, strict=True)
@@ -202,6 +202,17 @@ def test_transition_term_is_the_weighted_eps_error(drawn):
             sigma2 = (1 - alpha_bar[k - 1]) / (1 - alpha_bar[k]) * beta[k]
             weight = beta[k] ** 2 / (2 * sigma2 * (1 - beta[k]) * (1 - alpha_bar[k]))
             np.testing.assert_allclose(found[i], weight * error[i], rtol=1e-5)
+
+
+def test_a_model_of_another_shape_is_told(drawn):
+    schedule, x_0, t, eps, eps_hat = drawn
+    model = reverse(schedule, LARGE, x_0, t, eps_hat)
+    says = r"x_0 and mean must have one shape .*\[4, 5, 5, 3\], mean \[4, 1, 1, 3\]"
+    model = model._replace(mean=model.mean[:, :1, :1])
+    with pytest.raises(UserError, match=says):
+        likelihood.decoder_term(x_0, model)
+    with pytest.raises(UserError, match=says):
+        likelihood.transition_term(schedule, x_0, x_0, t, model)
 
 
 def test_bound_is_just_above_the_true_likelihood():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dreamjax.diffusion import process
-from dreamjax.diffusion.schedule import cosine, linear, scaled_linear
+from dreamjax.diffusion.schedule import cosine, linear, scaled_linear, zero_terminal_snr
 from dreamjax.errors import UserError
 
 SHAPE = (4, 3, 2)
@@ -96,6 +96,25 @@ def test_v(case):
         assert (np.abs(found - v) <= 8 * EPS32 * np.maximum(1.0, 1.0 / scale)).all()
     for found in both(process.v_from_x0, schedule, x_t, t, x_0):
         assert (np.abs(found - v) <= 8 * EPS32 * np.maximum(1.0, 1.0 / sigma)).all()
+
+
+def test_at_no_signal_v_still_tells_x0():
+    """Zero terminal SNR: at T-1 x_t is eps, v is -x_0, and the posterior is led by x_0 alone."""
+    schedule, rng = zero_terminal_snr(scaled_linear(1000)), np.random.default_rng(5)
+    x_0, eps = (np.float32(rng.standard_normal((1, 3, 2))).astype(np.float64) for _ in range(2))
+    t, exact = np.array([999]), dict(rtol=1e-6)
+    before = np.prod(1.0 - schedule.betas[:-1])
+    for x_t in both(process.q_sample, schedule, x_0, t, eps):
+        np.testing.assert_array_equal(x_t, eps)
+    for v in both(process.v_from_x0_eps, schedule, x_0, t, eps):
+        np.testing.assert_array_equal(v, -x_0)
+    for found in both(process.x0_from_v, schedule, eps, t, -x_0):
+        np.testing.assert_array_equal(found, x_0)
+    for found in both(process.eps_from_v, schedule, eps, t, -x_0):
+        np.testing.assert_array_equal(found, eps)
+    for mean, var, _ in both(process.posterior, schedule, x_0, eps, t):
+        np.testing.assert_allclose(mean, np.sqrt(before) * x_0, **exact)
+        np.testing.assert_allclose(np.ravel(var), 1.0 - before, **exact)
 
 
 def test_the_wrong_formulas_in_circulation_fail():

@@ -33,7 +33,7 @@ def column(values):
 
 @pytest.mark.parametrize("schedule", [linear(1000), scaled_linear(1000), cosine(1000)], ids="lsc")
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v", "mean"])
-@pytest.mark.parametrize("threshold", [unclipped, clip])
+@pytest.mark.parametrize("threshold", [unclipped, clip, dynamic(0.9)], ids=["none", "clip", "dyn"])
 def test_mean_and_estimates(schedule, prediction, threshold):
     rng = np.random.default_rng(1)
     beta, alpha_bar = column(schedule.betas), column(np.cumprod(1.0 - schedule.betas))
@@ -56,7 +56,9 @@ def test_mean_and_estimates(schedule, prediction, threshold):
         "v": np.sqrt(alpha_bar) * x_t - np.sqrt(1 - alpha_bar) * output,
         "mean": (output - from_xt * x_t) / from_x0,
     }[prediction]
-    used = np.clip(estimate, -1, 1) if threshold is clip else estimate
+    s = np.maximum(np.quantile(np.abs(estimate), 0.9, axis=(1, 2), keepdims=True), 1.0)
+    used = {unclipped: estimate, clip: np.clip(estimate, -1, 1)}
+    used = used.get(threshold, np.clip(estimate, -s, s) / s)
     mean = output if prediction == "mean" else from_x0 * used + from_xt * x_t
     p = Parameterisation(prediction, "fixed_large", threshold)
     run = lambda x_t, output: reverse(schedule, p, x_t, jnp.asarray(T), output)  # noqa: E731

@@ -44,10 +44,13 @@ def test_shapes_of_the_schedules():
 
 @pytest.mark.parametrize("schedule", [linear(40), cosine(40), Schedule([0.3, 0.9, 0.2, 0.5])])
 def test_derived_quantities(schedule):
+    """In float64, and as `extract` looks them up in float32, jitted and not."""
     betas = schedule.betas
     for t in (0, 1, len(betas) // 2, len(betas) - 1):
         alpha_bar = np.prod([1.0 - b for b in betas[: t + 1]])
         before = np.prod([1.0 - b for b in betas[:t]])
+        at_one = betas[0] * betas[1] / (betas[0] + betas[1] - betas[0] * betas[1])
+        small = (1 - before) / (1 - alpha_bar) * betas[t] if t else at_one
         expected = {
             "alphas": 1 - betas[t],
             "alpha_bar": alpha_bar,
@@ -59,7 +62,9 @@ def test_derived_quantities(schedule):
             "log_snr": np.log(alpha_bar / (1 - alpha_bar)),
             "log_alpha_bar": np.log(alpha_bar),
             "log_betas": np.log(betas[t]),
-            "posterior_variance": (1 - before) / (1 - alpha_bar) * betas[t],
+            "posterior_variance": small if t else 0.0,
+            "posterior_log_variance": np.log(small),
+            "large_log_variance": np.log(betas[t] if t else small),
             "posterior_x0_scale": np.sqrt(before) * betas[t] / (1 - alpha_bar),
             "posterior_xt_scale": np.sqrt(1 - betas[t]) * (1 - before) / (1 - alpha_bar),
         }
@@ -67,6 +72,8 @@ def test_derived_quantities(schedule):
             actual = getattr(schedule, name)
             assert actual.dtype == np.float64
             np.testing.assert_allclose(actual[t], value, rtol=1e-11, err_msg=f"{name} at {t}")
+            for look_up in (extract, jax.jit(extract, static_argnums=2)):
+                np.testing.assert_allclose(look_up(actual, jnp.array([t]), 1), value, rtol=1e-7)
 
 
 def test_clipped_log_variances():
@@ -115,7 +122,7 @@ def test_wrong_betas(betas, words):
 
 
 @pytest.mark.parametrize("make", [linear, scaled_linear, cosine])
-@pytest.mark.parametrize("num_steps", [0, -3, 2.5])
+@pytest.mark.parametrize("num_steps", [0, -3, 2.5, np.nan, np.inf])
 def test_wrong_number_of_steps(make, num_steps):
     with pytest.raises(UserError, match="whole number of steps"):
         make(num_steps)
@@ -177,6 +184,7 @@ def test_respaced_keeps_alpha_bar_at_its_steps(steps):
         ([1, 1], r"steps must rise within 0..9; got \[1, 1\]"),
         ([0, 10], r"0..9; got \[0, 10\]"),
         ([-1, 1], r"0..9; got \[-1, 1\]"),
+        (np.array([3, 1], np.uint8), r"0..9; got array\(\[3, 1\]"),
         ([0.5], r"whole timesteps; got \[0.5\]"),
         ([], "non-empty"),
     ],
@@ -207,6 +215,10 @@ def test_section_steps_as_the_papers_code_has_them():
         ("600,2", "section 0 has 500 steps and cannot give 600"),
         ("0", "cannot give 0"),
         ([400, 400, 400], "section 0 has 334 steps and cannot give 400"),
+        ([2.5], "section 0 has 1000 steps and cannot give 2.5"),
+        ([], r"non-empty list of whole numbers; got \[\]"),
+        ("", "whole numbers like .*; got ''"),
+        ("1\u00b2", "whole numbers like"),
     ],
 )
 def test_sections_that_cannot_be(sections, says):
@@ -229,3 +241,12 @@ def test_log_snr_at_real_times(schedule):
         error = np.abs(back(jnp.float32(expected)) - times)
         assert (error <= 1e-5 * np.maximum(1.0, np.abs(expected)) / np.minimum(slope, 1)).all()
         assert back(1e3) == 0 and back(-1e3) == 999
+
+
+def test_log_snr_of_times_out_of_range():
+    schedule = linear(10)
+    for wrong in (-0.5, 9.5, np.nan):
+        with pytest.raises(UserError, match=f"t must be in 0..9; got {wrong}"):
+            log_snr_at(schedule, jnp.array([0.0, wrong]))
+    jitted = jax.jit(log_snr_at, static_argnums=0)
+    assert np.isnan(jitted(schedule, jnp.array([-0.5, 9.5]))).all()

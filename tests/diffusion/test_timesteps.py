@@ -16,18 +16,25 @@ from dreamjax.diffusion.timesteps import (
     stratified,
     uniform,
 )
+from dreamjax.errors import UserError
 
 
-def test_uniform_is_even_over_the_half_open_range():
-    t = jax.jit(uniform, static_argnums=1)(jax.random.key(0), (20000,), 3, 7)
+@pytest.mark.parametrize("jit", [False, True])
+def test_uniform_is_even_over_the_half_open_range(jit):
+    draw = jax.jit(uniform, static_argnums=1) if jit else uniform
+    t = draw(jax.random.key(0), (20000,), 3, 7)
     assert jnp.issubdtype(t.dtype, jnp.integer)
     counts = np.bincount(np.asarray(t), minlength=8)
     assert counts[:3].sum() == counts[7:].sum() == 0
     assert (np.abs(counts[3:7] - 5000) < 5 * np.sqrt(20000 * 0.25 * 0.75)).all()
 
 
-def test_late_draws_have_the_density_2_u():
-    t = np.asarray(jax.jit(late, static_argnums=1)(jax.random.key(3), (40000,), 5, 13))
+@pytest.mark.parametrize("jit", [False, True])
+def test_late_draws_have_the_density_2_u(jit):
+    draw = jax.jit(late, static_argnums=1) if jit else late
+    t = np.asarray(draw(jax.random.key(3), (40000,), 5, 13))
+    u = np.float64(jax.random.uniform(jax.random.key(3), (2, 40000))).max(0)
+    np.testing.assert_array_equal(t, np.floor(5 + 8 * u))
     edges = np.arange(9) / 8
     expected = np.diff(edges**2)
     assert t.min() == 5 and t.max() == 12
@@ -61,11 +68,23 @@ def test_stratified_draws_one_in_each_part_and_covers_the_range_evenly():
     assert (np.abs(counts - 2000) < 5 * np.sqrt(24000 * (1 / 12) * (11 / 12))).all()
 
 
-def test_second_moment_against_lists():
+@pytest.mark.parametrize("jit", [False, True])
+def test_stratified_against_float64(jit):
+    draw = jax.jit(stratified, static_argnums=1) if jit else stratified
+    u = np.float64(jax.random.uniform(jax.random.key(8), (500,)))
+    expected = np.floor(3 + (np.arange(500) + u) / 500 * 996)
+    found = draw(jax.random.key(8), 500, 3, 999)
+    np.testing.assert_array_equal(found, expected)
+    one = draw(jax.random.key(8), 1, 3, 999)
+    np.testing.assert_array_equal(one, np.floor(3 + 996 * jax.random.uniform(jax.random.key(8))))
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_second_moment_against_lists(jit):
     """The memory and its probabilities, against Python lists of the last losses."""
     rng = np.random.default_rng(5)
     memory, lists = second_moment(6, history=3), [[] for _ in range(6)]
-    update = jax.jit(remember)
+    update = jax.jit(remember) if jit else remember
     for _ in range(12):
         t, losses = rng.integers(0, 6, 5), np.float32(rng.uniform(0.1, 2.0, 5))
         memory = update(memory, jnp.asarray(t), jnp.asarray(losses))
@@ -80,12 +99,17 @@ def test_second_moment_against_lists():
             root = np.sqrt([np.mean(np.square(row)) for row in lists])
             np.testing.assert_allclose(p, 0.999 * root / root.sum() + 0.001 / 6, rtol=1e-5)
     assert min(map(len, lists)) == 3  # the second branch was reached
+    with pytest.raises(UserError, match=r"losses \[1\], t \[2\]"):
+        update(memory, jnp.array([0, 1]), jnp.ones(1))
 
 
-def test_importance_keeps_the_mean_and_lowers_the_variance():
+@pytest.mark.parametrize("jit", [False, True])
+def test_importance_keeps_the_mean_and_lowers_the_variance(jit):
     p = jnp.array([0.7, 0.2, 0.05, 0.05])
     losses = jnp.array([7.0, 2.0, 0.5, 0.6])
-    t, weights = jax.jit(by_importance, static_argnums=1)(jax.random.key(2), (50000,), p)
+    draw = jax.jit(by_importance, static_argnums=1) if jit else by_importance
+    t, weights = draw(jax.random.key(2), (50000,), p)
+    np.testing.assert_allclose(weights, 1 / (4 * np.float64(p)[t]), rtol=1e-6)
     share = np.bincount(np.asarray(t), minlength=4) / 50000
     np.testing.assert_allclose(share, p, atol=5 * np.sqrt(0.25 / 50000))
     np.testing.assert_allclose(np.mean(weights * losses[t]), losses.mean(), rtol=0.02)
