@@ -55,7 +55,7 @@ def get_config() -> config_dict.ConfigDict:
                 dtype="bfloat16",
             ),
             optimizer=dict(learning_rate=3e-4, warmup_steps=0, weight_decay=0.0),
-            sampler=dict(sampler="ddim", steps=50),
+            sampler=dict(sampler="ddim", steps="50"),
             samples_per_class=4,
         )
     )

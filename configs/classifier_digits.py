@@ -1,4 +1,4 @@
-"""The noisy-image classifier of the digits, for classifier guidance (one or two minutes).
+"""The noisy-image classifier of the digits, for classifier guidance (three minutes).
 
     python -m dreamjax.main --config=configs/classifier_digits.py --workdir=runs/digits_classifier
 

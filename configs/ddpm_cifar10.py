@@ -46,7 +46,7 @@ def get_config() -> config_dict.ConfigDict:
                 dtype="float32",
             ),
             optimizer=dict(learning_rate=2e-4, warmup_steps=5000, clip_norm=1.0),
-            sampler=dict(sampler="ddim", steps=50),
+            sampler=dict(sampler="ddim", steps="50"),
             samples_per_class=8,
         )
     )

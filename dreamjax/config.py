@@ -35,6 +35,13 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f", did you mean {close[0]}?" if close else ""
 
 
+def check_counts(c, *names: str) -> None:
+    """Raise UserError for a field of `names` below 1."""
+    for name in names:
+        if getattr(c, name) < 1:
+            raise UserError(f"{name} must be at least 1; got {getattr(c, name)}")
+
+
 def build(cls: type[T], config: Mapping[str, Any], where: str = "config") -> T:
     """Return the dataclass `cls` with the values of `config`; missing keys keep their defaults.
 

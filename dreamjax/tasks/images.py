@@ -55,6 +55,8 @@ class Images:
 
 def load(c: ImagesConfig, split: str) -> Images:
     """A split of `SPLITS`; raises UserError for a data set that is not there."""
+    if c.size < 0:
+        raise UserError(f"data.size must be 0 (as it is) or pixels; got {c.size}")
     sets = {"digits": _digits, "toybox": _toybox, "folder": _folder}
     return sets.get(c.name, _tfds)(c, split)
 

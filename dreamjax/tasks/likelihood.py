@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from dreamjax.config import build, check_workdir, write_atomic
+from dreamjax.config import build, check_counts, check_workdir, write_atomic
 from dreamjax.diffusion.likelihood import Bound, bits, bound
 from dreamjax.errors import UserError
 from dreamjax.export.files import write_bytes
@@ -33,6 +33,11 @@ class LikelihoodConfig:
     examples: int = 0
     batch_size: int = 64
     data: ImagesConfig = ImagesConfig()
+
+    def __post_init__(self):
+        check_counts(self, "batch_size")
+        if self.examples < 0 or self.examples == 1:
+            raise UserError(f"examples must be 0 for all, or at least 2; got {self.examples}")
 
 
 def run(config, workdir: str) -> None:

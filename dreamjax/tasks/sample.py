@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from dreamjax.config import build, check_workdir
+from dreamjax.config import build, check_counts, check_workdir
 from dreamjax.diffusion.samplers import Given
 from dreamjax.errors import UserError
 from dreamjax.export.sheet import grid, to_uint8, write_png
@@ -47,8 +47,7 @@ class SampleConfig:
     sampler: SamplerConfig = SamplerConfig()
 
     def __post_init__(self):
-        if self.per_prompt < 1 or self.chunk < 1:
-            raise UserError("per_prompt and chunk must be at least 1")
+        check_counts(self, "per_prompt", "chunk")
         if self.mask and not self.image:
             raise UserError("mask says what to keep of an image: set image too")
         if self.start != 1.0 and (self.mask or not self.image):

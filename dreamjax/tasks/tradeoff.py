@@ -41,6 +41,12 @@ class TradeoffConfig:
     sampler: SamplerConfig = SamplerConfig()
     data: ImagesConfig = ImagesConfig()
 
+    def __post_init__(self):
+        if self.per_class < 2:
+            raise UserError(
+                f"per_class must be at least 2, to tell diversity; got {self.per_class}"
+            )
+
 
 class Row(NamedTuple):
     """One setting: kind of guidance, its scale, accuracy and its standard error, diversity."""

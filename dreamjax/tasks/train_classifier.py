@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dreamjax.config import build, check_workdir
+from dreamjax.config import build, check_counts, check_workdir
 from dreamjax.diffusion import timesteps
 from dreamjax.diffusion.process import q_sample
 from dreamjax.errors import UserError
 from dreamjax.nets.adm import ADMConfig
 from dreamjax.priors import classifier as classifiers
 from dreamjax.tasks.images import Images, ImagesConfig, load, to_x
-from dreamjax.tasks.train_diffusion import Batch, ScheduleConfig, batches_of
+from dreamjax.tasks.train_diffusion import COUNTS, Batch, ScheduleConfig, batches_of
 from dreamjax.training import parallel
 from dreamjax.training.checkpoint import Checkpoints
 from dreamjax.training.loop import train
@@ -44,6 +44,11 @@ class TrainClassifierConfig:
     data: ImagesConfig = ImagesConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+
+    def __post_init__(self):
+        check_counts(self, *COUNTS)
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise UserError(f"ema_decay must be in [0, 1); got {self.ema_decay}")
 
 
 def run(config, workdir: str) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int
 
-from dreamjax.config import build, check_workdir
+from dreamjax.config import build, check_counts, check_workdir
 from dreamjax.diffusion import losses, schedule, timesteps
 from dreamjax.errors import UserError
 from dreamjax.export.sheet import grid, write_png
@@ -35,6 +35,8 @@ SCHEDULES = {
     "cosine": schedule.cosine,
 }
 LOSSES = ("simple", "hybrid", "vlb")
+COUNTS = ("steps", "batch_size", "steps_per_dispatch")
+COUNTS += ("log_every", "eval_every", "eval_examples", "checkpoint_every")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +88,13 @@ class TrainDiffusionConfig:
     samples_per_class: int = 8
 
     def __post_init__(self):
+        check_counts(self, *COUNTS)
+        for name in ("class_dropout", "ema_decay"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise UserError(f"{name} must be in [0, 1); got {getattr(self, name)}")
+        for name in ("vlb_weight", "min_snr_gamma", "samples_per_class"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must be at least 0; got {getattr(self, name)}")
         if self.loss not in LOSSES:
             raise UserError(f"loss is {self.loss!r}: expected one of {', '.join(LOSSES)}")
         if self.loss == "hybrid" and self.variance in ("fixed_small", "fixed_large"):

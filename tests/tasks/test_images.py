@@ -103,6 +103,8 @@ def test_arrays_that_do_not_fit():
 def test_digits_have_one_size():
     with pytest.raises(UserError, match="data.size is 16"):
         load(ImagesConfig(size=16), "train")
+    with pytest.raises(UserError, match="data.size must be .*; got -8"):
+        load(ImagesConfig(name="toybox", size=-8), "train")
 
 
 def test_unknown_and_missing_sets(tmp_path):

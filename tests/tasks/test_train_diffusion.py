@@ -162,6 +162,12 @@ def test_other_losses_learn(changes):
     "changes, says",
     [
         (dict(loss="l1"), "loss is 'l1'"),
+        (dict(steps_per_dispatch=0), "steps_per_dispatch must be at least 1; got 0"),
+        (dict(eval_examples=0), "eval_examples must be at least 1; got 0"),
+        (dict(class_dropout=2.0), r"class_dropout must be in \[0, 1\); got 2.0"),
+        (dict(ema_decay=1.0), r"ema_decay must be in \[0, 1\); got 1.0"),
+        (dict(vlb_weight=-0.1), "vlb_weight must be at least 0; got -0.1"),
+        (dict(samples_per_class=-1), "samples_per_class must be at least 0; got -1"),
         (dict(loss="simple", min_snr_gamma=5.0, by_importance=True), "min_snr_gamma"),
         (dict(v_weighting=True), "v_weighting weighs the simple loss"),
         (dict(loss="simple", min_snr_gamma=5.0, v_weighting=True), "two weightings"),
@@ -337,7 +343,9 @@ def test_guidance_pulls_towards_its_class(trained, guide):
         (dict(sampler=dict(classifier_scale=1.0)), "needs a classifier"),
         (dict(sampler=dict(steps=11)), "must be in 1..10; got 11"),
         (dict(sampler=dict(steps="ddim6")), "no whole stride takes 6 of 10 steps"),
-        (dict(per_prompt=0), "per_prompt"),
+        (dict(per_prompt=0), "per_prompt must be at least 1; got 0"),
+        (dict(weights="GUIDE"), "format 'dreamjax-classifier-1'"),
+        (dict(classifier="MODEL"), "format 'dreamjax-classes-1', not 'dreamjax-classifier-1'"),
         (dict(mask="m.png"), "set image too"),
         (dict(start=0.5), "start is 0.5"),
         (dict(image="/nowhere/x.png"), "cannot read the image /nowhere/x.png"),
@@ -351,7 +359,12 @@ def test_guidance_pulls_towards_its_class(trained, guide):
         ),
     ],
 )
-def test_samples_that_cannot_be_drawn(trained, tmp_path, picture, changes, says):
+def test_samples_that_cannot_be_drawn(trained, guide, tmp_path, picture, changes, says):
+    files = dict(GUIDE=str(guide), MODEL=str(trained / "model.safetensors"))
+    changes = {
+        key: files.get(value, value) if isinstance(value, str) else value
+        for key, value in changes.items()
+    }
     if changes.get("image") == "PICTURE":
         changes = changes | {"image": str(picture[0] / "seven.png")}
     config = dict(task="sample", weights=str(trained / "model.safetensors"), prompts=("3",))
@@ -389,6 +402,16 @@ def test_the_bound_of_other_data_is_refused(trained, tmp_path):
         likelihood.run(dict(task="likelihood", weights=str(other)), tmp_path / "run")
     with pytest.raises(UserError, match="weights is empty"):
         likelihood.run(dict(task="likelihood"), tmp_path / "run")
+    for changes, says in (
+        (dict(examples=1), "examples must be 0 .* at least 2; got 1"),
+        (dict(batch_size=0), "batch_size must be at least 1; got 0"),
+    ):
+        with pytest.raises(UserError, match=says):
+            likelihood.run(dict(task="likelihood", **changes), tmp_path / "run")
+    with pytest.raises(UserError, match="per_class must be at least 2.*; got 1"):
+        tradeoff.run(dict(task="tradeoff", per_class=1), tmp_path / "run")
+    with pytest.raises(UserError, match="eval_every must be at least 1; got 0"):
+        train_classifier.run(dict(task="train_classifier", eval_every=0), tmp_path / "run")
 
 
 def test_the_tradeoff(trained, guide, tmp_path):
