@@ -63,7 +63,10 @@ def is_held_out(kind: int, first: int, second: int) -> bool:
 
 
 def combination_weights(split: int) -> np.ndarray:
-    """How often each `[kind, first, second]` is drawn in a split; sums to 1."""
+    """How often each `[kind, first, second]` is drawn in a split; sums to 1.
+
+    Training draws every kind alike: pairs, rarer elsewhere, are the hardest to learn.
+    """
     count = len(COLOR_NAMES)
     weights = np.zeros((len(KINDS), count, count))
     for k, kind in enumerate(KINDS):
@@ -79,7 +82,8 @@ def combination_weights(split: int) -> np.ndarray:
                 held_out = is_held_out(k, first, second)
                 if split != ALL and held_out != (split == HELD_OUT):
                     weights[k, first, second] = 0.0
-        weights[k] *= kind.weight / max(weights[k].sum(), 1e-12)
+        share = 1.0 if split == TRAIN else kind.weight
+        weights[k] *= share / max(weights[k].sum(), 1e-12)
     return weights / weights.sum()
 
 
