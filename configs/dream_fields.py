@@ -16,9 +16,10 @@ than this one (`configs/r_precision.py`): it was made to please it.
 
 As in the published code: the camera (any azimuth, elevation 30, distance 4, focal length 1.67
 widths), 168 pixels and 192 samples a ray, frustum encoding up to degree 8, eight random crops of
-154 of 168 pixels, textured backgrounds, the transmittance loss (weight 0.5, target opacity from 0.6
-to 0.12 over 500 steps), Adam (eps 1e-5, 1e-4 after 1500 steps), 10,000 steps.
-What differs: the background is drawn once a rendering, not once a crop; frequencies are
+154 of 168 pixels, each before a textured background of its own, the transmittance loss (weight 0.5,
+with the paper's target opacity from 0.6 to 0.12 over 500 steps; the code has 0.5 to 0.1), Adam (eps
+1e-5, 1e-4 after 1500 steps), 10,000 steps.
+What differs: backgrounds are drawn behind the rendering and cropped with it; frequencies are
 axis-aligned, not random; residual blocks are 128 wide inside, not 256; density is an exponential,
 not softplus, with the same value at the start; the scene is bounded by a sphere of the cube's
 volume, and its centre of mass is not tracked; the rate warms up linearly from 0, not exponentially

@@ -1,9 +1,9 @@
 """Dream Fields (arXiv 2112.01455): what a network of images and texts, CLIP, thinks of renderings.
 
 Symbols: features are vectors [P] of length 1, so that their product is the cosine of the angle
-between them. The loss of V renderings rgb is
+between them. The loss of pictures rgb, V renderings `crops` times before other backdrops, is
 
-    -(mean over views and over random crops of each of  image feature . text feature),
+    -(mean over pictures of  feature of a random crop . text feature),
 
 a mean over views as that of `sds`. What keeps the scene sparse in the paper, its transmittance
 loss, is a regulariser on opacity (`scene.regularizers.transmittance_loss`).
@@ -40,8 +40,9 @@ class ImageText(Protocol):
 
 @dataclass(frozen=True)
 class DreamFieldsConfig:
-    """How renderings are shown to CLIP: `crops` a view, of a side drawn from `crop`.
+    """How renderings are shown to CLIP: `crops` of each, of a side drawn from `crop`.
 
+    Every crop is of another picture, the rendering before a backdrop of its own (`distill.step`).
     `crop` is a range of shares of the rendering's side (the paper: always 154 of 168 pixels).
     Raises UserError for no crops, and for a range that is not 0 < low <= high <= 1.
     """
@@ -89,22 +90,20 @@ def random_crop(
 
 
 def make_dream_fields(clip: ImageText, config: DreamFieldsConfig) -> Objective:
-    """The objective (params: DreamFieldsParams, rgb [V, H, H, 3], views, key, step) -> (loss, ...).
+    """The objective (params: DreamFieldsParams, rgb [P, H, H, 3], views, key, step) -> (loss, ...).
 
-    key belongs to this step and this objective; view i draws its crops from
-    fold_in(key, views.index[i]) alone, so they do not depend on how views are spread over devices.
+    key belongs to this step and this objective; picture i draws its crop from
+    fold_in(key, views.index[i]) alone, so it does not depend on how views are spread over devices.
     params get no gradient; step is not used. Metrics: "loss".
     """
 
     def objective(params, rgb, views, key, step):
         params = jax.lax.stop_gradient(params)
 
-        def crops(index, image):
-            keys = jax.random.split(jax.random.fold_in(key, index), config.crops)
-            return jax.vmap(lambda k: random_crop(k, image, config, clip.image_size))(keys)
+        def crop(index, image):
+            return random_crop(jax.random.fold_in(key, index), image, config, clip.image_size)
 
-        seen = jax.vmap(crops)(views.index, rgb)
-        features = clip.image_features(params.clip, seen.reshape(-1, *seen.shape[2:]))
+        features = clip.image_features(params.clip, jax.vmap(crop)(views.index, rgb))
         cosine = jnp.matmul(
             features.astype(jnp.float32), params.text, precision=jax.lax.Precision.HIGHEST
         )

@@ -69,7 +69,8 @@ class StepConfig:
     """The scene and how it is seen.
 
     Behind it are backdrops drawn at random, textured ones with `textured_backdrops`; or, with
-    `mlp_background`, one that is learnt.
+    `mlp_background`, one that is learnt. The objective is shown every rendering `backdrops` times,
+    before another texture each time.
     """
 
     field: FieldConfig = FieldConfig()
@@ -81,6 +82,7 @@ class StepConfig:
     loss: LossConfig = LossConfig()
     mlp_background: bool = False
     textured_backdrops: bool = False
+    backdrops: int = 1
 
 
 def ramp(ends: tuple[float, float], step: Int[Array, ""], steps: int) -> Float[Array, ""]:
@@ -133,6 +135,9 @@ def make_sds_step(
 
         camera = jax.vmap(lambda k: sample_camera(k, config.camera))(keys[:, 0])
         views = Views(camera, index, view_index(camera.azimuth, camera.elevation))
+        told = jax.tree.map(lambda x: jnp.repeat(x, config.backdrops, axis=0), views)
+        number = index[:, None] * config.backdrops + jnp.arange(config.backdrops)
+        told = told._replace(index=number.ravel())
         shading = jax.vmap(
             lambda k, position: sample_shading(k, position, config.light, config.shading)
         )(keys[:, 1], camera.position)
@@ -141,22 +146,28 @@ def make_sds_step(
 
         def loss_fn(params):
             if config.mlp_background:
-                behind = BackgroundMLP().apply({"params": params["background"]}, rays.direction)
+                mlp = BackgroundMLP().apply({"params": params["background"]}, rays.direction)
+                behind = mlp[:, None]
             elif config.textured_backdrops:
-                behind = jax.vmap(lambda k: random_texture(k, size))(keys[:, 2])
+                each = jax.vmap(lambda k: jax.random.split(k, config.backdrops))(keys[:, 2])
+                behind = jax.vmap(jax.vmap(lambda k: random_texture(k, size)))(each)
             else:
-                behind = jax.vmap(lambda k: backdrop_rgb(sample_backdrop(k), size))(keys[:, 2])
+                draw = lambda k: backdrop_rgb(sample_backdrop(k), size)  # noqa: E731
+                behind = jax.vmap(draw)(keys[:, 2])[:, None]
             seen = render_rays(
                 field_fn(params, config),
                 rays,
                 keys[:, 3],
                 variance,
                 shading,
-                behind,
+                jnp.zeros(3),
                 config.render,
                 with_normals=shaded,
             )
-            loss, metrics = objective(objective_params, seen.rgb, views, key_objective, state.step)
+            rgb = seen.rgb[:, None] + (1.0 - seen.opacity[:, None, ..., None]) * behind
+            rgb = jnp.broadcast_to(rgb, (len(index), config.backdrops, size, size, 3))
+            rgb = rgb.reshape(-1, size, size, 3)
+            loss, metrics = objective(objective_params, rgb, told, key_objective, state.step)
             per_view = lambda values: jnp.sum(values) / len(index)  # noqa: E731
             weight = {
                 name: ramp(getattr(config.loss, name), state.step, config.loss.ramp_steps)

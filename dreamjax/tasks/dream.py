@@ -111,6 +111,11 @@ class DreamConfig:
     checkpoint_every: int = 100
     log_every: int = 10
 
+    @property
+    def backdrops(self) -> int:
+        """How many a rendering is shown before: each of Dream Fields' crops has its own."""
+        return self.dream_fields.crops if self.dream_fields else 1
+
 
 @dataclasses.dataclass(frozen=True)
 class Phase:

@@ -1,11 +1,20 @@
-"""`sds_step`: the raw gradient does not depend on how many devices share the views."""
+"""`sds_step`: what the objective is shown; the raw gradient on one device and on eight."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
+
+from dreamjax.distill.step import StepConfig, init_scene, make_sds_step
+from dreamjax.scene.camera import CameraConfig
+from dreamjax.scene.field import FieldConfig
+from dreamjax.scene.render import RenderConfig
 
 CODE = """
 import jax, jax.numpy as jnp, numpy as np
@@ -62,3 +71,48 @@ def test_eight_devices_give_one_devices_raw_gradient():
     )
     done = subprocess.run([sys.executable, "-c", CODE], env=env, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.endswith("agree\n"), done.stderr[-2000:]
+
+
+def shown(index, **changes):
+    """The pictures of an opaque ball that an objective is shown, and the views that it is told."""
+    scene = StepConfig(
+        field=FieldConfig(width=8, blocks=1, density_bias=9.0),
+        render=RenderConfig(samples=8, normal_samples=1, radius=0.5),
+        camera=CameraConfig(distance=(3.0, 3.0), jitter_position=0.0, jitter_look_at=0.0),
+        **changes,
+    )
+
+    def objective(params, rgb, views, key, step):
+        return jnp.sum(rgb), {"rgb": rgb, "views": views._asdict()}
+
+    tx = optax.identity()
+    update = lambda grads, loss, params, opt_state: (params, opt_state, {})  # noqa: E731
+    step = make_sds_step(objective, scene, update, lambda tree: tree, 12, False)
+    state = init_scene(jax.random.key(0), scene, tx)
+    metrics = jax.jit(step)(state, jnp.asarray(index), None, jax.random.key(1))[1]
+    return np.asarray(metrics["rgb"]), metrics["views"]
+
+
+def test_every_showing_of_a_rendering_has_a_texture_of_its_own(quick_compilation):
+    rgb, views = shown([4, 7], textured_backdrops=True, backdrops=3)
+    np.testing.assert_array_equal(views["index"], [12, 13, 14, 21, 22, 23])
+    np.testing.assert_array_equal(views["word"], np.repeat(views["word"][::3], 3))
+    azimuth = views["camera"].azimuth
+    np.testing.assert_array_equal(azimuth, np.repeat(azimuth[::3], 3))
+    assert azimuth[0] != azimuth[3]
+    for one in rgb.reshape(2, 3, 12, 12, 3):
+        for i, j in ((0, 1), (0, 2), (1, 2)):
+            apart = np.abs(one[i] - one[j]).max(-1)
+            assert apart[5:7, 5:7].max() < 1e-4  # the ball
+            assert (apart[0] > 1e-3).mean() > 0.5 and apart.max() > 0.1
+    # A view is shown the same whoever else is.
+    alone, _ = shown([7], textured_backdrops=True, backdrops=3)
+    np.testing.assert_allclose(alone, rgb[3:], atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{}, {"mlp_background": True}], ids=["plain", "learnt"])
+def test_other_backgrounds_are_the_same_in_every_showing(changes, quick_compilation):
+    once, _ = shown([4, 7], **changes)
+    thrice, _ = shown([4, 7], backdrops=3, **changes)
+    np.testing.assert_allclose(thrice, np.repeat(once, 3, 0), atol=1e-6)
+    assert np.abs(once[0] - once[1]).max() > 1e-3
