@@ -12,7 +12,12 @@ the toybox's words only: that is for trying the command. Pictures instead of obj
         --config.weights=stable-diffusion-v1-5/stable-diffusion-v1-5 \
         --config.prompts='("a corgi wearing a beret, DSLR photo",)' --workdir=runs/pictures
 
-What is verified, and what memory and time to expect: docs/stable_diffusion.md.
+Memory: about 13 GiB, 4.0 of parameters and 8.5 of buffers in XLA's plan of the compiled step (on a
+CPU; no GPU has run it). Time, computed and not measured: a step is 4.7 TFLOP at 64 pixels and 5.6
+at 128, of which the UNet's guided pair and the autoencoder with its gradient are 4.3, and 1.8 in
+the latent part; 10,000 steps are 47 PFLOP. That is an hour at 13 TFLOP/s, what the 3 steps a second
+that users of stable-dreamfusion report from an A100 come to, and ten minutes at a quarter of its
+peak. What is verified: docs/stable_diffusion.md.
 """
 
 from ml_collections import config_dict
@@ -60,7 +65,8 @@ def get_config() -> config_dict.ConfigDict:
         dtype="bfloat16",
     )
     config.encoding = group(variance=(5e-2, 1e-3), ramp_steps=4000)
-    config.render = group(samples=64, normal_samples=16, radius=1.0, frustum=False, chunk=0)
+    # All rays at once would take 5 GiB at 64 pixels, 20 at 128.
+    config.render = group(samples=64, normal_samples=16, radius=1.0, frustum=False, chunk=2048)
     config.camera = group(
         distance=(2.5, 3.1),
         elevation=(-10.0, 80.0),
