@@ -3,9 +3,11 @@
 import dataclasses
 from pathlib import Path
 
+import jax
 import pytest
 
 from dreamjax.config import build, flatten
+from dreamjax.distill.step import init_scene, make_sds_step
 from dreamjax.errors import UserError
 from dreamjax.main import load_config
 from dreamjax.nets.adm import ADM, imagenet, parameter_count
@@ -21,6 +23,8 @@ from dreamjax.tasks import (
     train_prior,
 )
 from dreamjax.tasks.images import Images
+from dreamjax.training import parallel
+from dreamjax.training.optimizer import apply_gradients, make_optimizer
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -48,6 +52,27 @@ def test_the_papers_setup():
     assert (config.field.width, config.field.blocks, config.field.max_deg) == (128, 5, 8)
     assert config.render_size == ((0.0, 64),) and config.render.radius == 1.4
     assert config.weights == ""
+
+
+def test_the_papers_step_is_lowered_for_a_tpu(quick_compilation):
+    """The whole step as the task makes it, over a pmap, of smaller size; no TPU is needed."""
+    small = dict(prompt="a red ball", batch_views=1, steps_per_dispatch=2, render_size=((0.0, 16),))
+    c = build(dream.DreamConfig, {**settings_of("tpu_v4.py"), **small})
+    objective, told = dream.objective_of(c)
+    scene, tx = dream.step_config(c), make_optimizer(c.optimizer, c.steps)
+    update = lambda *args: apply_gradients(tx, *args)  # noqa: E731
+    step = make_sds_step(objective(False), scene, update, parallel.mean, 16, True)
+    devices = parallel.devices_for(c.batch_views)
+    program = parallel.pmap(parallel.repeat(step, c.steps_per_dispatch), devices, shared=2)
+    state = jax.eval_shape(lambda key: init_scene(key, scene, tx), jax.random.key(0))
+    index = parallel.split_indices(c.batch_views, devices)
+    exported = jax.export.export(jax.jit(program), platforms=["tpu"])(
+        state, index, told, jax.random.key(0)
+    )
+    assert exported.platforms == ("tpu",)
+    after, metrics = jax.tree.unflatten(exported.out_tree, exported.out_avals)
+    shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
+    assert shapes(after) == shapes(state) and metrics["loss"].shape == (2,)
 
 
 def test_prior_config():
