@@ -36,8 +36,9 @@ def find(model: str, parts: Sequence[str]) -> Path:
     """The folder of a model: itself, or that of a repository id, fetched once and kept.
 
     `parts` are the subfolders whose tensors are fetched, "" being the root; in half precision where
-    it is offered. Only an id that is not in the cache uses the network. Raises UserError for what
-    is neither a folder nor an id, and where the repository cannot be had.
+    it is offered. Only an id uses the network; where that fails, or the repository is gone, what
+    was fetched before is taken. Raises UserError for what is neither a folder nor an id, and where
+    the repository cannot be had.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -49,14 +50,13 @@ def find(model: str, parts: Sequence[str]) -> Path:
 
     try:
         names = huggingface_hub.list_repo_files(model)
-    except HfHubHTTPError as error:
-        raise UserError(f"cannot fetch {model}: {str(error).splitlines()[0]}") from error
     except Exception as network:  # of whichever transport the hub's library uses
         try:
             return Path(huggingface_hub.snapshot_download(model, local_files_only=True))
         except LocalEntryNotFoundError as error:
+            reason = " ".join(str(network).split())
             raise UserError(
-                f"{model} has not been fetched before, and the network cannot be reached: {network}"
+                f"{model} has not been fetched before, and cannot be now: {reason}"
             ) from error
     patterns = [*WANTED, *(_chosen(model, names, part) for part in parts)]
     try:

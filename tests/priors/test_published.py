@@ -1,13 +1,16 @@
 """Reading model folders as Hugging Face publishes them, and refusing the broken ones."""
 
 import json
+from unittest.mock import MagicMock
 
 import flax.linen as nn
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.numpy import save_file
 
 from dreamjax.errors import UserError
@@ -154,5 +157,26 @@ def test_only_an_id_may_use_the_network():
 @pytest.mark.slow
 def test_no_network(monkeypatch, tmp_path):
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
-    with pytest.raises(UserError, match="has not been fetched before, and the network"):
+    with pytest.raises(UserError, match="has not been fetched before, and cannot be now: .+"):
         published.find("dreamjax-nobody/nothing", ["unet"])
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no network"), "404"], ids=["offline", "gone"])
+def test_what_was_fetched_before_works_without_the_network(monkeypatch, tmp_path, error):
+    if error == "404":
+        error = RepositoryNotFoundError("no such\nrepository", response=MagicMock(headers={}))
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", fail)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="a/b has not been fetched before, and cannot be now: no "):
+        published.find("a/b", ["unet"])
+    model = tmp_path / "models--a--b"
+    kept = model / "snapshots" / ("0" * 40)
+    kept.mkdir(parents=True)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("0" * 40)
+    (kept / "model_index.json").write_text("{}")
+    assert published.find("a/b", ["unet"]) == kept
