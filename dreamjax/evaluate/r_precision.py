@@ -125,8 +125,9 @@ def table(rows: Sequence[Row]) -> str:
         of = rows[0].color
         lines += [
             "",
-            f"{of.prompts} prompts among {of.captions} captions, {of.runs} runs of "
-            f"{of.renderings // of.runs} azimuths; chance is {100 / of.captions:.2g} %. "
+            f"{of.prompts} prompts among {of.captions} captions, {of.runs} runs (seeds a prompt: "
+            f"{of.runs / of.prompts:.3g}) of {of.renderings // of.runs} azimuths; chance is "
+            f"{100 / of.captions:.2g} %. "
             "± one standard error over prompts.",
         ]
     return "\n".join(lines)

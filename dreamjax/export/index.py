@@ -76,7 +76,7 @@ def _card(number: int, entry: Entry, home: Path) -> str:
     if entry.message:
         message = f'<p class="message">{escape(entry.message)}</p>'
     if picture:
-        image = f'<img src="{place}/{picture}" alt="" loading="lazy">'
+        image = f'<img src="{place}/{picture}" alt="views" loading="lazy">'
         shown = f'<a href="{place}/views.png">{image}</a>'
     return f"""<section class="{entry.state}">
 <h2>{number}. {escape(entry.prompt)}</h2>

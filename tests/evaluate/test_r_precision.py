@@ -139,5 +139,6 @@ def test_the_table_says_what_it_counts():
     lines = table([Row("B/32", color, geometry), Row("L/14", geometry, geometry)]).splitlines()
     assert lines[2] == "| B/32 | 100.0 ± 0.0 % | 83.3 ± 16.7 % |"
     assert lines[3].startswith("| L/14 | 83.3")
-    assert "4 prompts among 4 captions, 4 runs of 8 azimuths; chance is 25 %" in lines[-1]
+    runs = "4 runs (seeds a prompt: 1) of 8 azimuths"
+    assert f"4 prompts among 4 captions, {runs}; chance is 25 %" in lines[-1]
     assert len(AZIMUTHS) == 8 and len(set(AZIMUTHS)) == 8 and ELEVATION == 30.0

@@ -29,13 +29,11 @@ from dreamjax.priors import published
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+pytest.importorskip("diffusers")
+from .tiny_sd import END, START, WORDS, save_tokenizer  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 WIDTHS = dict(hidden_size=24, intermediate_size=56, num_attention_heads=3)
-CHARS = [chr(n) for n in (*range(33, 127), *range(161, 173), *range(174, 256))]
-CHARS += [chr(256 + n) for n in range(256 - len(CHARS))]
-WORDS = [*CHARS, *(c + "</w>" for c in CHARS), "re", "red</w>", "<|startoftext|>", "<|endoftext|>"]
-START, END = len(WORDS) - 2, len(WORDS) - 1
 TEXT = dict(vocab_size=len(WORDS), max_position_embeddings=11, bos_token_id=START, **WIDTHS)
 # Stable Diffusion 1.x and 2.x: activation, layers, and an end token as configs had it before 2023.
 TEXTS = {
@@ -154,15 +152,6 @@ def whole(tmp_path_factory):
     module = save(randomised(transformers.CLIPModel(config)), folder)
     save_tokenizer(folder, "<|endoftext|>")
     return folder, module
-
-
-def save_tokenizer(folder, pad):
-    """A byte-level CLIP tokenizer whose only word of its own is "red"."""
-    folder.mkdir(exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(WORDS)}))
-    (folder / "merges.txt").write_text("#version: 0.2\nr e\nre d</w>\n")
-    settings = dict(tokenizer_class="CLIPTokenizer", model_max_length=77, pad_token=pad)
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 def test_whole_clip(whole):

@@ -62,11 +62,10 @@ def clip(tmp_path_factory):
     from transformers import CLIPConfig, CLIPModel
 
     folder = tmp_path_factory.mktemp("clip")
-    end = len(tiny_sd.save_tokenizer(folder / "tokenizer", "<|endoftext|>")) - 1
-    for file in (folder / "tokenizer").iterdir():
-        file.rename(folder / file.name)
+    tiny_sd.save_tokenizer(folder, "<|endoftext|>")
     sizes = dict(hidden_size=24, intermediate_size=48, num_hidden_layers=1, num_attention_heads=3)
-    text = dict(vocab_size=end + 1, bos_token_id=end - 1, eos_token_id=end, **sizes)
+    start, end = tiny_sd.START, tiny_sd.END
+    text = dict(vocab_size=end + 1, bos_token_id=start, eos_token_id=end, **sizes)
     vision = dict(image_size=16, patch_size=8, **sizes)
     torch.manual_seed(1)
     module = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
@@ -140,7 +139,7 @@ def test_r_precision(dreamt, clip, tmp_path):
     found = json.loads((tmp_path / "scores" / "scores.json").read_text())["r_precision"]
     assert [row["clip"] for row in found] == [clip]
     text = (tmp_path / "scores" / "scores.md").read_text()
-    assert "1 prompts among 3 captions, 1 runs of 8 azimuths" in text
+    assert "1 prompts among 3 captions, 1 runs (seeds a prompt: 1) of 8 azimuths" in text
     captions.write_text("a blue cube\na green tree\n")
     with pytest.raises(UserError, match="'a red ball' is not in the list"):
         evaluate.run(config, tmp_path / "none")

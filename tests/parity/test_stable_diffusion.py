@@ -1,5 +1,7 @@
 """Stable Diffusion as a prior against diffusers' own pipeline, both generations, random weights."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from dreamjax.diffusion.process import v_from_eps
 from dreamjax.diffusion.reverse import unclipped
 from dreamjax.diffusion.samplers import ddim_sample, dpm_solver_sample
 from dreamjax.priors import stable_diffusion
+from dreamjax.priors.clip import token_ids
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -46,6 +49,7 @@ def test_texts_odd_ones_too(both):
     ids = pipeline.tokenizer(
         PROMPTS, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
     ).input_ids
+    np.testing.assert_array_equal(token_ids(Path(prior.tokenizer), PROMPTS, 77), ids)
     with torch.no_grad():
         theirs = pipeline.text_encoder(ids)[0]
     ours = prior.embed(params, PROMPTS)

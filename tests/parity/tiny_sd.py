@@ -13,20 +13,21 @@ FLAVOURS = {
     "1.x": dict(heads=2, linear=False, act="quick_gelu", pad="<|endoftext|>", predicts="epsilon"),
     "2.x": dict(heads=(2, 4), linear=True, act="gelu", pad="!", predicts="v_prediction"),
 }
+# A byte-level CLIP tokenizer's, whose only word of its own is "red".
+CHARS = [chr(n) for n in (*range(33, 127), *range(161, 173), *range(174, 256))]
+CHARS += [chr(256 + n) for n in range(256 - len(CHARS))]
+WORDS = [*CHARS, *(c + "</w>" for c in CHARS), "re", "red</w>", "<|startoftext|>", "<|endoftext|>"]
+START, END = len(WORDS) - 2, len(WORDS) - 1
 
 
 def save_tokenizer(folder: Path, pad: str) -> CLIPTokenizer:
-    """A byte-level CLIP tokenizer whose only word of its own is "red"."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    chars = [chr(b) for b in printable] + [chr(256 + n) for n in range(256 - len(printable))]
-    ends = ["<|startoftext|>", "<|endoftext|>"]
-    words = [*chars, *(c + "</w>" for c in chars), "re", "red</w>", *ends]
-    folder.mkdir(parents=True)
-    (folder / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
+    """The tokenizer of `WORDS`, its files in `folder`, which pads with the word `pad`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(WORDS)}))
     (folder / "merges.txt").write_text("#version: 0.2\nr e\nre d</w>\n")
     settings = dict(
-        tokenizer_class="CLIPTokenizer", model_max_length=77, pad_token=pad, unk_token=ends[1],
-        bos_token=ends[0], eos_token=ends[1],
+        tokenizer_class="CLIPTokenizer", model_max_length=77, pad_token=pad, unk_token=WORDS[END],
+        bos_token=WORDS[START], eos_token=WORDS[END],
     )  # fmt: skip
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
@@ -44,11 +45,10 @@ def make(folder: Path, flavour: str) -> StableDiffusionPipeline:
     torch.manual_seed(0)
     f = FLAVOURS[flavour]
     tokenizer = save_tokenizer(folder / "scratch", f["pad"])
-    last = len(tokenizer) - 1
     text = CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=24, intermediate_size=48, num_hidden_layers=2,
-            num_attention_heads=3, hidden_act=f["act"], bos_token_id=last - 1, eos_token_id=last,
+            vocab_size=len(WORDS), hidden_size=24, intermediate_size=48, num_hidden_layers=2,
+            num_attention_heads=3, hidden_act=f["act"], bos_token_id=START, eos_token_id=END,
         )
     )  # fmt: skip
     unet = UNet2DConditionModel(
