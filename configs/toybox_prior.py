@@ -2,7 +2,7 @@
 
     python -m dreamjax.main --config=configs/toybox_prior.py --workdir=runs/toybox_prior
 
-`scripts/train_toybox_prior` wraps this. It draws 131,072 pictures once (5 to 15 minutes),
+`scripts/train_toybox_prior` wraps this. It draws 262,144 pictures once (5 to 30 minutes),
 then trains. On an accelerator, draw each batch inside the step instead:
 
     --config.data.on_device=True --config.unet.dtype=bfloat16 --config.batch_size=512 \
