@@ -84,7 +84,7 @@ def unet_row(version: str, dtype: str) -> Row:
 
 
 def ours(dtype: str) -> list[Row]:
-    """Rows for the UNets, encoder, decoder, the objective, and one step like `configs/sd15.py`'s."""
+    """Rows for the UNets, encoder, decoder, the objective, and a step of that size."""
     rows = [unet_row("2.1-base", dtype), unet_row("1.5", dtype)]
     prior = prior_of("1.5", dtype)
     params = random_params(prior)
@@ -105,7 +105,7 @@ def ours(dtype: str) -> list[Row]:
 
     scene = StepConfig(
         field=FieldConfig(width=128, blocks=4, max_deg=8, dtype=dtype),
-        render=RenderConfig(samples=64, normal_samples=16, radius=1.0, chunk=2048),
+        render=RenderConfig(samples=64, normal_samples=16, radius=1.0),
         mlp_background=True,
     )
     tx = make_optimizer(OptimizerConfig(), 10_000)
