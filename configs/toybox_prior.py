@@ -20,6 +20,7 @@ def get_config() -> config_dict.ConfigDict:
     config.steps = 10000
     config.batch_size = 32
     config.caption_dropout = 0.1
+    config.late_t = 1.0  # t is drawn with density (1 + late_t) u^late_t over u = t / T
     config.ema_decay = 0.999
     config.warm_start = ""
     config.reading_steps = 600
@@ -36,7 +37,9 @@ def get_config() -> config_dict.ConfigDict:
         dict(
             channels=64,
             channel_mults=(1, 2, 4),
+            down_blocks=(2, 1),
             middle_blocks=2,
+            up_blocks=(2, 2),
             attention_levels=(2,),
             dtype="float32",
         )

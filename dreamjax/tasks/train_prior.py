@@ -1,9 +1,9 @@
 """`task = train_prior`: train the text-conditional UNet and its text encoder on the toybox.
 
 The text encoder first learns to read captions (`tasks.reading`), then all is trained together. The
-loss is v-prediction's mean square (arXiv 2202.00512), late t drawn more often; captions are dropped
-for classifier-free guidance. Batches come from the data set on disk, or, with `data.on_device`,
-straight from the renderer inside the step.
+loss is v-prediction's mean square (arXiv 2202.00512), late t drawn more often by `late_t`; captions
+are dropped for classifier-free guidance. Batches come from the data set on disk, or, with
+`data.on_device`, straight from the renderer inside the step.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int
 
 from dreamjax.config import build, check_workdir
@@ -54,6 +55,7 @@ class TrainPriorConfig:
     steps: int = 10000
     batch_size: int = 64
     caption_dropout: float = 0.1
+    late_t: float = 1.0  # t is drawn with density (1 + late_t) u^late_t over u = t / T
     ema_decay: float = 0.999
     warm_start: str = ""  # "shipped", or the path of a safetensors file
     reading_steps: int = 0  # on captions alone, before the first picture
@@ -137,16 +139,20 @@ def run(config, workdir: str) -> None:
 
 
 def _start(prior, c: TrainPriorConfig):
-    """Fresh parameters, or those of a weights file of the same shapes."""
+    """Fresh parameters, or those of a weights file, which may lack some blocks.
+
+    A fresh block is the identity, so a network that has grown by some begins as good as it was.
+    Raises UserError for weights that the network has no place for.
+    """
     params = prior.init(jax.random.key(c.seed))
     if not c.warm_start:
         return params
     path = None if c.warm_start == "shipped" else Path(c.warm_start)
-    _, loaded = toybox_prior.load(path)
-    shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)  # noqa: E731
-    if shapes(loaded) != shapes(params):
+    flat = lambda tree: flatten_dict(tree, sep=".")  # noqa: E731
+    fresh, loaded = flat(params), flat(toybox_prior.load(path)[1])
+    if any(name not in fresh or fresh[name].shape != x.shape for name, x in loaded.items()):
         raise UserError(f"warm_start={c.warm_start} is of another architecture than the config's")
-    return loaded
+    return unflatten_dict({**fresh, **loaded}, sep=".")
 
 
 def _load(data: DataConfig, split: str) -> Labelled:
@@ -191,7 +197,7 @@ def make_step(prior, c: TrainPriorConfig, tx):
     def draw(key):
         key_t, key_eps, key_drop, key_example = jax.random.split(key, 4)
         shape = (c.data.size, c.data.size, 3)
-        t = late(key_t, (), 0, prior.schedule.num_steps)
+        t = late(key_t, (), 0, prior.schedule.num_steps, c.late_t)
         dropped = jax.random.bernoulli(key_drop, c.caption_dropout)
         return t, jax.random.normal(key_eps, shape), dropped, key_example
 

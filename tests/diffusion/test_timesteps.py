@@ -29,17 +29,22 @@ def test_uniform_is_even_over_the_half_open_range(jit):
     assert (np.abs(counts[3:7] - 5000) < 5 * np.sqrt(20000 * 0.25 * 0.75)).all()
 
 
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 3.0])
 @pytest.mark.parametrize("jit", [False, True])
-def test_late_draws_have_the_density_2_u(jit):
+def test_late_draws_have_their_density(jit, power):
     draw = jax.jit(late, static_argnums=1) if jit else late
-    t = np.asarray(draw(jax.random.key(3), (40000,), 5, 13))
-    u = np.float64(jax.random.uniform(jax.random.key(3), (2, 40000))).max(0)
-    np.testing.assert_array_equal(t, np.floor(5 + 8 * u))
+    t = np.asarray(draw(jax.random.key(3), (40000,), 5, 13, power))
     edges = np.arange(9) / 8
-    expected = np.diff(edges**2)
-    assert t.min() == 5 and t.max() == 12
+    expected = np.diff(edges ** (1.0 + power))  # the integral of (1 + power) u^power
+    assert t.min() >= 5 and t.max() == 12
     share = np.bincount(t - 5, minlength=8) / len(t)
     assert (np.abs(share - expected) < 5 * np.sqrt(expected / len(t))).all()
+
+
+def test_late_draws_of_power_0_are_even_draws_one_by_one():
+    t = np.asarray(late(jax.random.key(4), (1000,), 0, 1000, 0.0))
+    u = np.float64(jax.random.uniform(jax.random.key(4), (1000,)))
+    np.testing.assert_array_equal(t, np.floor(1000 * u))
 
 
 @pytest.mark.parametrize(

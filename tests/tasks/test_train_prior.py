@@ -1,13 +1,16 @@
 """Training the prior: data set, exact resume, warm start, on-device drawing."""
 
+import dataclasses
 import os
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import config_dict
 
+from dreamjax.config import build
 from dreamjax.errors import UserError
 from dreamjax.priors import toybox as toybox_prior
 from dreamjax.tasks import train_prior
@@ -98,6 +101,22 @@ def test_a_warm_start_needs_the_same_architecture(data_dir, straight, tmp_path):
     config.unet.channels = 16
     with pytest.raises(UserError, match="another architecture"):
         train_prior.run(config, tmp_path / "other")
+
+
+def test_a_network_that_grows_by_blocks_begins_as_good_as_it_was(data_dir, straight):
+    weights = str(straight / "prior.safetensors")
+    small, params = toybox_prior.load(weights)
+    settings = make_config(data_dir, warm_start=weights, late_t=0.0).to_dict()
+    settings["unet"] = {**UNET, "down_blocks": (2,), "middle_blocks": 2, "up_blocks": (3,)}
+    del settings["task"]
+    c = build(train_prior.TrainPriorConfig, settings)
+    grown = dataclasses.replace(small, unet=c.unet)
+    more = train_prior._start(grown, c)
+    assert len(jax.tree.leaves(more)) > len(jax.tree.leaves(params))
+    x = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+    t = jnp.array([30, 700])
+    text = small.embed(params, ["a red ball", "a blue car"])
+    np.testing.assert_array_equal(small.output(params, x, t, text), grown.output(more, x, t, text))
 
 
 @pytest.mark.slow
