@@ -61,7 +61,8 @@ def get_config() -> config_dict.ConfigDict:
         jitter_up=0.02,
     )
     config.light = group(distance=(2.5, 4.0), spread=0.7)
-    config.shading = group(ambient=0.3, diffuse=0.7, shaded=0.75, textureless=0.2)
+    # No textureless views: the shipped prior never saw one beside a caption that names colours.
+    config.shading = group(ambient=0.3, diffuse=0.7, shaded=0.75, textureless=0.0)
     config.loss = group(
         orientation=(1e-4, 1e-2),
         opacity=(0.0, 3e-3),
