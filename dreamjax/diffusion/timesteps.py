@@ -16,7 +16,7 @@ def uniform(key: Key[Array, ""], shape: tuple[int, ...], low, high) -> Int[Array
 
 
 def late(
-    key: Key[Array, ""], shape: tuple[int, ...], low, high, power: float = 1.0
+    key: Key[Array, ""], shape: tuple[int, ...], low, high, power: float
 ) -> Int[Array, "..."]:
     """Draw t from low..high-1, late ones more often: density (1 + power) u^power; power 0 is even.
 
