@@ -31,7 +31,13 @@ def get_config() -> config_dict.ConfigDict:
     config.eval_examples = 512
     config.checkpoint_every = 250
     config.data = config_dict.ConfigDict(
-        dict(size=32, dir="~/.cache/dreamjax", counts=(262144, 2048, 2048), on_device=False)
+        dict(
+            size=32,
+            dir="~/.cache/dreamjax",
+            counts=(262144, 2048, 2048),
+            on_device=False,
+            emphasis=(),  # kinds to train on more often, as (("house", 4.0), ("car", 3.0))
+        )
     )
     config.unet = config_dict.ConfigDict(
         dict(

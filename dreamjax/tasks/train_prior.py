@@ -27,7 +27,7 @@ from dreamjax.priors import toybox as toybox_prior
 from dreamjax.tasks.reading import learn_to_read
 from dreamjax.tasks.sampling import SamplerConfig, sample
 from dreamjax.toybox.captions import MAX_WORDS, VOCABULARY
-from dreamjax.toybox.draw import draw_example
+from dreamjax.toybox.draw import ToyboxConfig, draw_example, kind_factors
 from dreamjax.toybox.pictures import SEEDS, Labelled
 from dreamjax.toybox.pictures import draw as draw_pictures
 from dreamjax.training import parallel
@@ -39,12 +39,19 @@ from dreamjax.training.state import PriorState, ema_update, init_prior_state
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where pictures come from: `counts` of train, validation and held_out under `dir`."""
+    """Where pictures come from: `counts` of train, validation and held_out under `dir`.
+
+    `emphasis` names kinds to train on more often than on the others, each with its factor.
+    """
 
     size: int = 32
     dir: str = "~/.cache/dreamjax"
     counts: tuple[int, int, int] = (65536, 2048, 2048)
     on_device: bool = False
+    emphasis: tuple[tuple[str, float], ...] = ()
+
+    def __post_init__(self):
+        kind_factors(self.emphasis)  # names what is wrong before anything is written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,18 +178,25 @@ def _batches(c: TrainPriorConfig, devices):
         fed = parallel.split_batch(Batch(index, None, None), devices, c.steps_per_dispatch)
         return lambda step: fed
     data = _load(c.data, "train")
+    factors = kind_factors(c.data.emphasis)[data.kind]
 
     def batches(step: int):
         rows = np.stack(
-            [
-                np.random.default_rng([c.seed, step + i]).integers(len(data.rgb), size=shape[1])
-                for i in range(shape[0])
-            ]
+            [draw_rows((c.seed, step + i), factors, c.batch_size) for i in range(shape[0])]
         )
         batch = Batch(index, data.rgb[rows], data.tokens[rows])
         return parallel.split_batch(batch, devices, c.steps_per_dispatch)
 
     return batches
+
+
+def draw_rows(
+    seed: tuple[int, ...], factors: Float[np.ndarray, " rows"], count: int
+) -> Int[np.ndarray, " count"]:
+    """`count` row numbers, each row as likely as its factor says; the same for the same `seed`."""
+    bounds = np.cumsum(factors, dtype=np.float64)
+    u = np.random.default_rng(seed).random(count)
+    return np.searchsorted(bounds, u * bounds[-1], side="right")
 
 
 def make_step(prior, c: TrainPriorConfig, tx):
@@ -191,7 +205,8 @@ def make_step(prior, c: TrainPriorConfig, tx):
     def fetch(batch: Batch, keys) -> tuple[Float[Array, "b h w 3"], Int[Array, "b l"]]:
         if not c.data.on_device:
             return batch.rgb.astype(jnp.float32) / 127.5 - 1.0, batch.tokens
-        example = jax.vmap(lambda k: draw_example(k, c.data.size))(keys)
+        draws = ToyboxConfig(emphasis=c.data.emphasis)
+        example = jax.vmap(lambda k: draw_example(k, c.data.size, config=draws))(keys)
         return 2.0 * example.picture.rgb - 1.0, example.tokens
 
     def draw(key):

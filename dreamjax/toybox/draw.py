@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from dreamjax.errors import UserError
 from dreamjax.scene.background import sample_backdrop
 from dreamjax.scene.camera import Camera, CameraConfig, sample_camera, view_index
 from dreamjax.scene.shading import LightConfig, ShadingConfig, sample_shading
@@ -24,13 +25,17 @@ _USUAL_SHARE = 0.35
 
 @dataclasses.dataclass(frozen=True)
 class ToyboxConfig:
-    """How pictures are taken, and the share of them whose caption is drawn in each form."""
+    """How pictures are taken, and the share of them whose caption is drawn in each form.
+
+    `emphasis` names kinds to draw more often than the split does, each with its factor.
+    """
 
     camera: CameraConfig = CameraConfig()
     light: LightConfig = LightConfig()
     shading: ShadingConfig = ShadingConfig(shaded=0.55, textureless=0.25)
     plain: float = 0.03
     supersample: int = 2
+    emphasis: tuple[tuple[str, float], ...] = ()
 
 
 class Example(NamedTuple):
@@ -87,6 +92,22 @@ def combination_weights(split: int) -> np.ndarray:
     return weights / weights.sum()
 
 
+def kind_factors(emphasis: tuple[tuple[str, float], ...]) -> np.ndarray:
+    """The factor of each kind, 1 where `emphasis` does not name it; float32 [kinds].
+
+    Raises UserError for a kind that does not exist and for a factor that is not above 0.
+    """
+    names = [kind.name for kind in KINDS]
+    factors = np.ones(len(names), np.float32)
+    for name, factor in emphasis:
+        if name not in names:
+            raise UserError(f"emphasis: no kind is {name!r}; there are {', '.join(names)}")
+        if not 0.0 < factor < np.inf:
+            raise UserError(f"emphasis: the factor of {name} must be above 0; got {factor}")
+        factors[names.index(name)] = factor
+    return factors
+
+
 LOG_WEIGHTS = np.log(
     np.maximum([combination_weights(split).ravel() for split in (TRAIN, HELD_OUT, ALL)], 1e-30)
 ).astype(np.float32)
@@ -132,8 +153,9 @@ def draw_example(
         config: the distributions (static).
     """
     keys = jax.random.split(key, 8)
-    cell = jax.random.categorical(keys[0], jnp.asarray(LOG_WEIGHTS)[split])
     count = len(COLORS)
+    factors = np.repeat(np.log(kind_factors(config.emphasis)), count**2)
+    cell = jax.random.categorical(keys[0], jnp.asarray(LOG_WEIGHTS)[split] + factors)
     kind, colors = cell // count**2, jnp.stack([cell // count % count, cell % count])
     camera = sample_camera(keys[1], config.camera)
     shading = sample_shading(keys[2], camera.position, config.light, config.shading)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dreamjax.errors import UserError
 from dreamjax.priors.toybox import tokenise
 from dreamjax.scene.background import Backdrop
 from dreamjax.scene.camera import VIEW_WORDS, orbit
@@ -98,6 +99,25 @@ def test_held_out_combinations_are_disjoint_and_one_in_ten(examples):
     assert 0.07 < share < 0.13
     trained, held = (draw.combination_weights(s) > 0 for s in (draw.TRAIN, draw.HELD_OUT))
     assert not (trained & held).any() and (trained | held).sum() == len(possible)
+
+
+def test_emphasis_draws_a_kind_that_much_more_often():
+    config = draw.ToyboxConfig(emphasis=(("house", 9.0),))
+    keys = jax.random.split(jax.random.key(3), 4000)
+    kinds = jax.jit(jax.vmap(lambda k: draw.draw_example(k, SIZE, draw.TRAIN, config).kind))(keys)
+    house = [kind.name for kind in KINDS].index("house")
+    # Training draws kinds alike: 9 shares of 9 + 18. Four standard deviations are 0.03.
+    assert np.mean(kinds == house) == pytest.approx(9 / (len(KINDS) + 8), abs=0.03)
+    assert set(np.unique(kinds)) == set(range(len(KINDS)))
+
+
+@pytest.mark.parametrize(
+    ("emphasis", "said"),
+    [((("hous", 2.0),), "there are ball, cube"), ((("ball", 0.0),), "factor of ball")],
+)
+def test_a_wrong_emphasis_is_refused(emphasis, said):
+    with pytest.raises(UserError, match=said):
+        draw.kind_factors(emphasis)
 
 
 def test_captions_name_what_is_shown(examples):
