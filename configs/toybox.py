@@ -1,9 +1,9 @@
 """Text to 3D on any machine, with the prior that ships with the package.
 
     python -m dreamjax.main --config=configs/toybox.py \
-        --config.prompt="a red mushroom with a white stem" --workdir=runs/mushroom
+        --config.prompt="a snowman with a green hat" --workdir=runs/snowman
 
-`scripts/dream "a red mushroom with a white stem"` wraps this.
+`scripts/dream "a snowman with a green hat"` wraps this.
 """
 
 from ml_collections import config_dict
@@ -26,7 +26,7 @@ def get_config() -> config_dict.ConfigDict:
     config.weights = ""  # a safetensors file; empty: the prior that ships with the package
     config.prior = group(dtype="float32", remat=False, fused=False)
     config.dream_fields = None
-    config.guidance_scale = 20.0  # eps_uncond + s (eps_cond - eps_uncond)
+    config.guidance_scale = 10.0  # eps_uncond + s (eps_cond - eps_uncond)
     config.draws = 4  # noise draws a view; asking the small prior is cheap beside rendering
     config.t_range = (0.02, 0.98)  # fractions of T, at the first step ...
     config.t_range_end = (0.02, 0.6)  # ... and at the last, linear in between
