@@ -178,11 +178,11 @@ def _batches(c: TrainPriorConfig, devices):
         fed = parallel.split_batch(Batch(index, None, None), devices, c.steps_per_dispatch)
         return lambda step: fed
     data = _load(c.data, "train")
-    factors = kind_factors(c.data.emphasis)[data.kind]
+    bounds = np.cumsum(kind_factors(c.data.emphasis)[data.kind], dtype=np.float64)
 
     def batches(step: int):
         rows = np.stack(
-            [draw_rows((c.seed, step + i), factors, c.batch_size) for i in range(shape[0])]
+            [draw_rows((c.seed, step + i), bounds, c.batch_size) for i in range(shape[0])]
         )
         batch = Batch(index, data.rgb[rows], data.tokens[rows])
         return parallel.split_batch(batch, devices, c.steps_per_dispatch)
@@ -191,10 +191,12 @@ def _batches(c: TrainPriorConfig, devices):
 
 
 def draw_rows(
-    seed: tuple[int, ...], factors: Float[np.ndarray, " rows"], count: int
+    seed: tuple[int, ...], bounds: Float[np.ndarray, " rows"], count: int
 ) -> Int[np.ndarray, " count"]:
-    """`count` row numbers, each row as likely as its factor says; the same for the same `seed`."""
-    bounds = np.cumsum(factors, dtype=np.float64)
+    """`count` row numbers, the same for the same `seed`.
+
+    `bounds` are the running sums of how likely each row is; they need not end at 1.
+    """
     u = np.random.default_rng(seed).random(count)
     return np.searchsorted(bounds, u * bounds[-1], side="right")
 
