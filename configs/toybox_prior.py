@@ -37,6 +37,7 @@ def get_config() -> config_dict.ConfigDict:
             counts=(262144, 2048, 2048),
             on_device=False,
             emphasis=(),  # kinds to train on more often, as (("house", 4.0), ("car", 3.0))
+            textureless=1.0,  # how many times as often to train on textureless pictures
         )
     )
     config.unet = config_dict.ConfigDict(

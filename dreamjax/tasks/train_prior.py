@@ -27,7 +27,13 @@ from dreamjax.priors import toybox as toybox_prior
 from dreamjax.tasks.reading import learn_to_read
 from dreamjax.tasks.sampling import SamplerConfig, sample
 from dreamjax.toybox.captions import MAX_WORDS, VOCABULARY
-from dreamjax.toybox.draw import ToyboxConfig, draw_example, kind_factors
+from dreamjax.toybox.draw import (
+    TEXTURELESS,
+    ToyboxConfig,
+    draw_example,
+    kind_factors,
+    more_textureless,
+)
 from dreamjax.toybox.pictures import SEEDS, Labelled
 from dreamjax.toybox.pictures import draw as draw_pictures
 from dreamjax.training import parallel
@@ -41,7 +47,8 @@ from dreamjax.training.state import PriorState, ema_update, init_prior_state
 class DataConfig:
     """Where pictures come from: `counts` of train, validation and held_out under `dir`.
 
-    `emphasis` names kinds to train on more often than on the others, each with its factor.
+    `emphasis` names kinds to train on more often than on the others, each with its factor;
+    textureless pictures come `textureless` times as often as they are drawn.
     """
 
     size: int = 32
@@ -49,9 +56,11 @@ class DataConfig:
     counts: tuple[int, int, int] = (65536, 2048, 2048)
     on_device: bool = False
     emphasis: tuple[tuple[str, float], ...] = ()
+    textureless: float = 1.0
 
     def __post_init__(self):
         kind_factors(self.emphasis)  # names what is wrong before anything is written
+        more_textureless(ToyboxConfig().shading, self.textureless)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +187,9 @@ def _batches(c: TrainPriorConfig, devices):
         fed = parallel.split_batch(Batch(index, None, None), devices, c.steps_per_dispatch)
         return lambda step: fed
     data = _load(c.data, "train")
-    bounds = np.cumsum(kind_factors(c.data.emphasis)[data.kind], dtype=np.float64)
+    factors = kind_factors(c.data.emphasis)[data.kind]
+    factors[data.look == TEXTURELESS] *= c.data.textureless
+    bounds = np.cumsum(factors, dtype=np.float64)
 
     def batches(step: int):
         rows = np.stack(
@@ -207,7 +218,8 @@ def make_step(prior, c: TrainPriorConfig, tx):
     def fetch(batch: Batch, keys) -> tuple[Float[Array, "b h w 3"], Int[Array, "b l"]]:
         if not c.data.on_device:
             return batch.rgb.astype(jnp.float32) / 127.5 - 1.0, batch.tokens
-        draws = ToyboxConfig(emphasis=c.data.emphasis)
+        shading = more_textureless(ToyboxConfig().shading, c.data.textureless)
+        draws = ToyboxConfig(shading=shading, emphasis=c.data.emphasis)
         example = jax.vmap(lambda k: draw_example(k, c.data.size, config=draws))(keys)
         return 2.0 * example.picture.rgb - 1.0, example.tokens
 

@@ -20,6 +20,7 @@ from dreamjax.toybox.render import Picture, render
 
 COLOR_NAMES = tuple(COLORS)
 TRAIN, HELD_OUT, ALL = range(3)
+TEXTURELESS = 2  # as a look
 _USUAL_SHARE = 0.35
 
 
@@ -106,6 +107,19 @@ def kind_factors(emphasis: tuple[tuple[str, float], ...]) -> np.ndarray:
             raise UserError(f"emphasis: the factor of {name} must be above 0; got {factor}")
         factors[names.index(name)] = factor
     return factors
+
+
+def more_textureless(shading: ShadingConfig, factor: float) -> ShadingConfig:
+    """The same looks with textureless ones `factor` times as often beside the others.
+
+    Raises UserError for a factor that is not above 0.
+    """
+    if not 0.0 < factor < np.inf:
+        raise UserError(f"textureless must be above 0; got {factor}")
+    lit = shading.shaded * (1.0 - shading.textureless)
+    bare = shading.shaded * shading.textureless * factor
+    shaded = (lit + bare) / (1.0 - shading.shaded + lit + bare)
+    return dataclasses.replace(shading, shaded=shaded, textureless=bare / (lit + bare))
 
 
 LOG_WEIGHTS = np.log(

@@ -120,6 +120,22 @@ def test_a_wrong_emphasis_is_refused(emphasis, said):
         draw.kind_factors(emphasis)
 
 
+def test_textureless_pictures_come_that_much_more_often():
+    before = draw.ToyboxConfig().shading
+    after = draw.more_textureless(before, 3.0)
+
+    def shares(config):
+        lit = config.shaded * (1 - config.textureless)
+        return np.array([1 - config.shaded, lit, config.shaded * config.textureless])
+
+    expected = shares(before) * [1, 1, 3]
+    np.testing.assert_allclose(shares(after), expected / expected.sum(), rtol=1e-12)
+    same = draw.more_textureless(before, 1.0)
+    np.testing.assert_allclose(shares(same), shares(before), rtol=1e-12)
+    with pytest.raises(UserError, match="textureless must be above 0; got 0"):
+        draw.more_textureless(before, 0.0)
+
+
 def test_captions_name_what_is_shown(examples):
     for split in examples:
         e = examples[split]
