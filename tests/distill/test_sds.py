@@ -369,6 +369,27 @@ def pushes(seen):
     return 2.0 * np.float64(seen.gradient)
 
 
+@pytest.mark.parametrize("interpolate", [False, True])
+def test_textureless_views_are_told_a_text_of_their_own(case, interpolate):
+    prior, prior_params = make_prior(kind=SpyPrior)
+    prior = dataclasses.replace(prior, prompts=(*PROMPTS, *view_prompts("clay")))
+    mu = np.random.default_rng(2).uniform(-0.6, 0.6, (9, SIZE, SIZE, 3))
+    params = sds_params(prior, prior_params._replace(mu=jnp.float32(mu)), "a ball", "", "clay")
+    config = dataclasses.replace(CONFIG, perp_neg=1.0, interpolate_views=interpolate)
+    run = make_run(prior, make_sds(prior, config, 100))
+    # Each view is seen from the middle of what its word names, so that mixed and nearest agree.
+    views = views_at([0.0, 90.0, 180.0, 0.0], [0.0, 0.0, 0.0, 80.0])
+    views = views._replace(textureless=jnp.array([0.0, 1.0, 0.0, 1.0]))
+    tokens = run(params, case.rgb, views).asked[2].tokens
+    # Its own text, null, and the front's and the side's, from which Perp-Neg guides away.
+    expected = mu[[1, 6, 3, 8, 0, 0, 0, 0, 1, 5, 1, 5, 2, 6, 2, 6]].reshape(16, 1, -1)
+    np.testing.assert_allclose(tokens, expected, atol=1e-6)
+    # Without a text of their own they are told everyone's.
+    same = sds_params(prior, params.prior, "a ball")
+    tokens = run(same, case.rgb, views).asked[2].tokens
+    np.testing.assert_allclose(tokens[:4], mu[[1, 2, 3, 4]].reshape(4, 1, -1), atol=1e-6)
+
+
 def test_interpolated_views_ask_for_mixed_texts(case):
     views = views_at(AZIMUTHS, ELEVATIONS)
     seen = step_with(case, views, interpolate_views=True)
