@@ -34,6 +34,7 @@ def get_config() -> config_dict.ConfigDict:
     config.prompt = ""
     config.prompts = ""  # a file with one prompt a line
     config.negative_prompt = ""
+    config.textureless_words = ""  # behind the colourless prompt of textureless views
     config.seed = 0
     config.steps = 10_000
     config.batch_views = 1

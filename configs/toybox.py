@@ -19,6 +19,8 @@ def get_config() -> config_dict.ConfigDict:
     config.prompt = ""
     config.prompts = ""  # a file with one prompt a line
     config.negative_prompt = ""
+    # Behind the prompt without its colours, for textureless views: what the prior calls them.
+    config.textureless_words = "made of clay"
     config.seed = 0
     config.steps = 300
     config.batch_views = 4
@@ -61,8 +63,7 @@ def get_config() -> config_dict.ConfigDict:
         jitter_up=0.02,
     )
     config.light = group(distance=(2.5, 4.0), spread=0.7)
-    # No textureless views: the shipped prior never saw one beside a caption that names colours.
-    config.shading = group(ambient=0.3, diffuse=0.7, shaded=0.75, textureless=0.0)
+    config.shading = group(ambient=0.3, diffuse=0.7, shaded=0.75, textureless=0.3)
     config.loss = group(
         orientation=(1e-4, 1e-2),
         opacity=(0.0, 3e-3),

@@ -100,16 +100,27 @@ class SdsConfig:
 
 
 class SdsParams(NamedTuple):
-    """The objective's parameters: the prior's, view texts [4, L, D], the null text [1, L, D]."""
+    """The objective's parameters: the prior's, view texts [4, L, D], the null text [1, L, D].
+
+    `bare` are the view texts of textureless views.
+    """
 
     prior: PyTree
     text: Text
     null: Text
+    bare: Text
 
 
-def sds_params(prior: Prior, params: PyTree, prompt: str, negative_prompt: str = "") -> SdsParams:
-    """Parameters for the objective: the prior's and its text for a prompt; runs on the host."""
-    return SdsParams(params, *embed_views(prior, params, prompt, negative_prompt))
+def sds_params(
+    prior: Prior, params: PyTree, prompt: str, negative_prompt: str = "", bare_prompt: str = ""
+) -> SdsParams:
+    """Parameters for the objective: the prior's and its text for a prompt; runs on the host.
+
+    `bare_prompt` is that of textureless views, empty: the prompt itself, as in the paper.
+    """
+    text, null = embed_views(prior, params, prompt, negative_prompt)
+    bare = embed_views(prior, params, bare_prompt)[0] if bare_prompt else text
+    return SdsParams(params, text, null, bare)
 
 
 def t_range_at(
@@ -126,14 +137,23 @@ def t_range_at(
 
 def view_texts(config: SdsConfig, params: SdsParams, views: Views) -> list[Text]:
     """What the prior is asked with for each view, [V, L, D] each: its text, null, and negatives."""
+
+    def asked(read):
+        """`read` the view texts; textureless views have their own."""
+        shown = views.textureless > 0.5
+        choose = lambda b, x: jnp.where(shown.reshape(-1, *[1] * (x.ndim - 1)), b, x)  # noqa: E731
+        return jax.tree.map(choose, read(params.bare), read(params.text))
+
     if config.interpolate_views:
-        cond = interpolated_text(params.text, views.camera.azimuth, views.camera.elevation)
+        azimuth, elevation = views.camera.azimuth, views.camera.elevation
+        cond = asked(lambda text: interpolated_text(text, azimuth, elevation))
     else:
-        cond = nearest_text(params.text, views.word)
+        cond = asked(lambda text: nearest_text(text, views.word))
     uncond = jax.tree.map(lambda x, c: jnp.broadcast_to(x, c.shape), params.null, cond)
-    negative = (FRONT, SIDE) if config.perp_neg > 0 else ()
-    of_word = lambda word: nearest_text(params.text, jnp.full_like(views.word, word))  # noqa: E731
-    return [cond, uncond, *map(of_word, negative)]
+    negative = [jnp.full_like(views.word, word) for word in (FRONT, SIDE)]
+    if config.perp_neg == 0:
+        return [cond, uncond]
+    return [cond, uncond, *(asked(lambda text, w=w: nearest_text(text, w)) for w in negative)]
 
 
 def guided(

@@ -134,13 +134,14 @@ def make_sds_step(
         keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key_scene, i), 4))(index)
 
         camera = jax.vmap(lambda k: sample_camera(k, config.camera))(keys[:, 0])
-        views = Views(camera, index, view_index(camera.azimuth, camera.elevation))
-        told = jax.tree.map(lambda x: jnp.repeat(x, config.backdrops, axis=0), views)
-        number = index[:, None] * config.backdrops + jnp.arange(config.backdrops)
-        told = told._replace(index=number.ravel())
         shading = jax.vmap(
             lambda k, position: sample_shading(k, position, config.light, config.shading)
         )(keys[:, 1], camera.position)
+        word = view_index(camera.azimuth, camera.elevation)
+        views = Views(camera, index, word, shading.textureless)
+        told = jax.tree.map(lambda x: jnp.repeat(x, config.backdrops, axis=0), views)
+        number = index[:, None] * config.backdrops + jnp.arange(config.backdrops)
+        told = told._replace(index=number.ravel())
         rays = jax.vmap(lambda c: camera_rays(c, size))(camera)
         variance = ramp(config.encoding.variance, state.step, config.encoding.ramp_steps)
 

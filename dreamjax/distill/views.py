@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from dreamjax.scene.camera import Camera
 
@@ -11,9 +11,10 @@ class Views(NamedTuple):
     """V views: their cameras, numbers in the global batch, and indices into `camera.VIEW_WORDS`.
 
     All leaves have a leading axis V. `index` is what a view's randomness is folded from, so it
-    counts over all devices.
+    counts over all devices. `textureless` is 1 where a view shows shape alone, else 0.
     """
 
     camera: Camera
     index: Int[Array, " v"]
     word: Int[Array, " v"]
+    textureless: Float[Array, " v"]

@@ -42,6 +42,7 @@ from dreamjax.scene.render import RenderConfig, render_image
 from dreamjax.scene.shading import LightConfig, Shading, ShadingConfig
 from dreamjax.tasks.many import run_prompts
 from dreamjax.tasks.priors import PriorConfig, load_prior
+from dreamjax.toybox.captions import colorless
 from dreamjax.training import parallel
 from dreamjax.training.checkpoint import Checkpoints
 from dreamjax.training.loop import spent, train
@@ -73,12 +74,14 @@ class DreamConfig:
     the objective. `render_size` is (first share of the run, pixels) pairs: ((0.0, 32), (0.7, 64))
     renders 32 pixels and from 70 % of the steps on 64. `albedo_steps` come first and show albedo
     alone. A latent prior is shown latents by colour, not through its encoder, for `latent_share`
-    of the run.
+    of the run. Textureless views are told the prompt without its colours and with
+    `textureless_words` behind; where there are none, the prompt as it is.
     """
 
     prompt: str
     prompts: str = ""
     negative_prompt: str = ""
+    textureless_words: str = ""
     seed: int = 0
     steps: int = 400
     batch_views: int = 4
@@ -241,7 +244,8 @@ def objective_of(c: DreamConfig) -> tuple[Callable[[bool], Objective], PyTree]:
             raise UserError(f"latent_share is {c.latent_share}, but the prior has no latents")
         prior_params["rgb_to_latent"] = fit_rgb_to_latent(prior, prior_params)
     sds = SdsConfig(**{f.name: getattr(c, f.name) for f in dataclasses.fields(SdsConfig)})
-    params = sds_params(prior, prior_params, c.prompt, c.negative_prompt)
+    bare = f"{colorless(c.prompt)} {c.textureless_words}" if c.textureless_words.strip() else ""
+    params = sds_params(prior, prior_params, c.prompt, c.negative_prompt, bare)
     return lambda latent: make_sds(
         prior, sds, c.steps, prior.encode_linear if latent else prior.encode
     ), params

@@ -5,6 +5,8 @@ gathers from constant tables, it is drawn on the device inside a jitted function
 so a row of zeros is the empty caption.
 """
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +33,11 @@ def words(text: str) -> list[str]:
     """Lower-case words without punctuation; "an" is read as "a"."""
     kept = "".join(c if c.isalnum() else " " for c in text.lower())
     return [ARTICLES.get(word, word) for word in kept.split()]
+
+
+def colorless(text: str) -> str:
+    """The text without the names of the toybox's colours."""
+    return " ".join(re.sub(rf"\b({'|'.join(COLORS)})\b", "", text, flags=re.IGNORECASE).split())
 
 
 def phrases(kind: Kind) -> tuple[list[str], ...]:

@@ -46,7 +46,7 @@ def make_prior(size=SIZE, kind=AnalyticPrior):
 def make_views(words, first=0):
     words = jnp.asarray(words)
     camera = jax.vmap(lambda a: orbit(a, 0.0, 3.0, 1.2))(90.0 * words)
-    return Views(camera, first + jnp.arange(len(words)), words)
+    return Views(camera, first + jnp.arange(len(words)), words, jnp.zeros(len(words)))
 
 
 def make_run(prior, objective):
@@ -338,7 +338,7 @@ def test_several_draws_a_view_are_averaged(case):
     seen = run(case.params, case.rgb, case.views)
     z_t, t, _ = seen.asked
     assert len(z_t) == len(t) == 2 * 3 * 4
-    thrice = Views(case.views.camera, np.arange(12), np.repeat(case.views.word, 3))
+    thrice = Views(case.views.camera, np.arange(12), np.repeat(case.views.word, 3), np.zeros(12))
     rgb = np.repeat(case.rgb, 3, axis=0)
     residual, _, _, t = float64_residual(seen.asked, case.params, thrice, rgb, 7.0)
     expected = 2.0 * residual.reshape(4, 3, *residual.shape[1:]).mean(1) / 4
@@ -354,7 +354,8 @@ AZIMUTHS, ELEVATIONS = np.array([20.0, -70.0, 160.0, 100.0]), np.array([0.0, 30.
 def views_at(azimuth, elevation):
     azimuth, elevation = jnp.float32(azimuth), jnp.float32(elevation)
     camera = jax.vmap(lambda a, e: orbit(a, e, 3.0, 1.2))(azimuth, elevation)
-    return Views(camera, jnp.arange(len(azimuth)), view_index(azimuth, elevation))
+    index, word = jnp.arange(len(azimuth)), view_index(azimuth, elevation)
+    return Views(camera, index, word, jnp.zeros(len(azimuth)))
 
 
 def step_with(case, views, **changes):
@@ -366,6 +367,27 @@ def step_with(case, views, **changes):
 def pushes(seen):
     """Each view's residual as the gradient shows it: V = 4, d z_0 / d rgb = 2."""
     return 2.0 * np.float64(seen.gradient)
+
+
+@pytest.mark.parametrize("interpolate", [False, True])
+def test_textureless_views_are_told_a_text_of_their_own(case, interpolate):
+    prior, prior_params = make_prior(kind=SpyPrior)
+    prior = dataclasses.replace(prior, prompts=(*PROMPTS, *view_prompts("clay")))
+    mu = np.random.default_rng(2).uniform(-0.6, 0.6, (9, SIZE, SIZE, 3))
+    params = sds_params(prior, prior_params._replace(mu=jnp.float32(mu)), "a ball", "", "clay")
+    config = dataclasses.replace(CONFIG, perp_neg=1.0, interpolate_views=interpolate)
+    run = make_run(prior, make_sds(prior, config, 100))
+    # Each view is seen from the middle of what its word names, so that mixed and nearest agree.
+    views = views_at([0.0, 90.0, 180.0, 0.0], [0.0, 0.0, 0.0, 80.0])
+    views = views._replace(textureless=jnp.array([0.0, 1.0, 0.0, 1.0]))
+    tokens = run(params, case.rgb, views).asked[2].tokens
+    # Its own text, null, and the front's and the side's, from which Perp-Neg guides away.
+    expected = mu[[1, 6, 3, 8, 0, 0, 0, 0, 1, 5, 1, 5, 2, 6, 2, 6]].reshape(16, 1, -1)
+    np.testing.assert_allclose(tokens, expected, atol=1e-6)
+    # Without a text of their own they are told everyone's.
+    same = sds_params(prior, params.prior, "a ball")
+    tokens = run(same, case.rgb, views).asked[2].tokens
+    np.testing.assert_allclose(tokens[:4], mu[[1, 2, 3, 4]].reshape(4, 1, -1), atol=1e-6)
 
 
 def test_interpolated_views_ask_for_mixed_texts(case):
@@ -402,7 +424,7 @@ def test_perp_neg_takes_away_what_is_perpendicular(case):
     expected = np.repeat(mu[[1, 2, 3, 4, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]], draws, axis=0)
     np.testing.assert_allclose(seen.asked[2].tokens, expected.reshape(4 * count, 1, -1), atol=1e-6)
 
-    repeated = Views(views.camera, views.index, np.repeat(views.word, draws))
+    repeated = views._replace(word=np.repeat(views.word, draws))
     rgb = np.repeat(case.rgb, draws, axis=0)
     plain, alpha_bar, _, _ = float64_residual(seen.asked, case.params, repeated, rgb, 7.0)
     sigma = np.sqrt(1 - alpha_bar)

@@ -161,6 +161,16 @@ def test_the_priors_tokens_are_the_grammars():
     assert captions.text_of(tokens) == "a orange ball on a blue cube side view"
 
 
+def test_colorless_leaves_no_colour_and_everything_else():
+    for text, expected in (
+        ("a red mushroom with a white stem", "a mushroom with a stem"),
+        ("An Orange ball on a blue cube, side view", "An ball on a cube, side view"),
+        ("a snowman", "a snowman"),
+        ("a redbrick house with an evergreen tree", "a redbrick house with an evergreen tree"),
+    ):
+        assert captions.colorless(text) == expected
+
+
 def test_every_phrase_fits_and_has_words():
     longest = np.sum(captions._PHRASE_TABLE != 0, axis=-1)
     assert longest.min() >= 2
