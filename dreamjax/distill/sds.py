@@ -138,22 +138,23 @@ def t_range_at(
 def view_texts(config: SdsConfig, params: SdsParams, views: Views) -> list[Text]:
     """What the prior is asked with for each view, [V, L, D] each: its text, null, and negatives."""
 
-    def asked(read):
-        """`read` the view texts; textureless views have their own."""
+    def told(read):
+        """What `read` makes of the view texts, of their own for textureless views."""
         shown = views.textureless > 0.5
         choose = lambda b, x: jnp.where(shown.reshape(-1, *[1] * (x.ndim - 1)), b, x)  # noqa: E731
         return jax.tree.map(choose, read(params.bare), read(params.text))
 
+    def of_word(word):
+        return told(lambda text: nearest_text(text, jnp.full_like(views.word, word)))
+
     if config.interpolate_views:
         azimuth, elevation = views.camera.azimuth, views.camera.elevation
-        cond = asked(lambda text: interpolated_text(text, azimuth, elevation))
+        cond = told(lambda text: interpolated_text(text, azimuth, elevation))
     else:
-        cond = asked(lambda text: nearest_text(text, views.word))
+        cond = told(lambda text: nearest_text(text, views.word))
     uncond = jax.tree.map(lambda x, c: jnp.broadcast_to(x, c.shape), params.null, cond)
-    negative = [jnp.full_like(views.word, word) for word in (FRONT, SIDE)]
-    if config.perp_neg == 0:
-        return [cond, uncond]
-    return [cond, uncond, *(asked(lambda text, w=w: nearest_text(text, w)) for w in negative)]
+    negative = (FRONT, SIDE) if config.perp_neg > 0 else ()
+    return [cond, uncond, *map(of_word, negative)]
 
 
 def guided(
