@@ -20,7 +20,7 @@ from dreamjax.evaluate import probe as probes
 from dreamjax.evaluate.prompts import has_second
 from dreamjax.evaluate.scores import accuracy
 from dreamjax.scene.shading import ShadingConfig
-from dreamjax.toybox.draw import ToyboxConfig
+from dreamjax.toybox.draw import LOOKS, TEXTURELESS, ToyboxConfig
 from dreamjax.toybox.kinds import KINDS
 from dreamjax.toybox.pictures import Labelled, draw_chunks
 from dreamjax.training import parallel
@@ -30,8 +30,6 @@ from dreamjax.training.metrics import Progress
 from dreamjax.training.optimizer import OptimizerConfig, apply_gradients, make_optimizer
 from dreamjax.training.state import PriorState, ema_update, init_prior_state
 
-LOOKS = ("albedo", "shaded", "textureless")
-TEXTURELESS = LOOKS.index("textureless")
 DRAWS = ToyboxConfig(shading=ShadingConfig(shaded=2 / 3, textureless=1 / 2))
 
 

@@ -20,7 +20,8 @@ from dreamjax.toybox.render import Picture, render
 
 COLOR_NAMES = tuple(COLORS)
 TRAIN, HELD_OUT, ALL = range(3)
-TEXTURELESS = 2  # as a look
+LOOKS = ("albedo", "shaded", "textureless")
+TEXTURELESS = LOOKS.index("textureless")
 _USUAL_SHARE = 0.35
 
 
@@ -43,8 +44,7 @@ class Example(NamedTuple):
     """One captioned picture with its ground truth.
 
     `kind` indexes `KINDS`; `colors` are the first and second part's, as indices of `COLORS`, equal
-    where the kind has but one; `view` indexes `VIEW_WORDS`; `look` is 0 for albedo alone, 1 shaded,
-    2 textureless.
+    where the kind has but one; `view` indexes `VIEW_WORDS`, `look` indexes `LOOKS`.
     """
 
     picture: Picture
