@@ -70,9 +70,11 @@ class SdsConfig:
     (`camera.FINE_VIEWS`), to a prior that knows such words. `perp_neg` is the strength of guidance
     away from the front's and the side's text where they are not seen (1: threestudio's; 0: none),
     best with interpolate_views; a draw then asks the prior 4 times instead of 2. `clip_residual`
-    is the largest norm of a view's residual (0: any). Raises UserError for a range that is not 0 <= low < high <= 1, no draws, a
-    guidance not finite, an unknown weighting, a negative perp_neg or clip_residual, and fine_views
-    with what needs the four words.
+    is the largest norm of a view's residual (0: any).
+
+    Raises UserError for a range that is not 0 <= low < high <= 1, no draws, a guidance not finite,
+    an unknown weighting, a negative perp_neg or clip_residual, and fine_views with what needs the
+    four words.
     """
 
     guidance_scale: float = 101.0
