@@ -54,7 +54,6 @@ def get_config() -> config_dict.ConfigDict:
     config.t_range_end = None
     config.weighting = "sigma_squared"
     config.interpolate_views = False
-    config.fine_views = False
     config.perp_neg = 0.0
     config.clip_residual = 0.0
     config.latent_share = 0.0

@@ -48,7 +48,6 @@ def get_config() -> config_dict.ConfigDict:
     config.t_range_end = (0.02, 0.5)  # ... and at the last, linear in between
     config.weighting = "sigma_squared"
     config.interpolate_views = True  # text between front, side and back, by azimuth
-    config.fine_views = False  # eighths of a turn at three heights, in the shipped prior's words
     config.perp_neg = 0.0  # 1: away from the front where it is not seen; twice the work
     config.clip_residual = 0.0
     config.latent_share = 0.1  # of the run without the VAE

@@ -33,8 +33,7 @@ def get_config() -> config_dict.ConfigDict:
     config.t_range = (0.02, 0.98)  # fractions of T, at the first step ...
     config.t_range_end = (0.02, 0.6)  # ... and at the last, linear in between
     config.weighting = "sigma_squared"
-    config.interpolate_views = False
-    config.fine_views = True  # told by eighths of a turn and three heights, not by four words
+    config.interpolate_views = False  # the text of the nearest view word
     config.perp_neg = 0.0
     config.clip_residual = 0.0
     config.latent_share = 0.0

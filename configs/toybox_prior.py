@@ -74,9 +74,9 @@ def get_config() -> config_dict.ConfigDict:
         "a pink donut with brown icing, overhead view",
         "a red mug, side view",
         "a blue teapot with a white lid, side view",
-        "a red mug, level left view",
-        "a blue car with a white top, level front left view",
-        "a purple chair, high back right view",
-        "a yellow house with a red roof, overhead front left view",
+        "a snowman with a green hat, back view",
+        "a blue car with a white top, front view",
+        "a purple chair, back view",
+        "a yellow house with a red roof, overhead view",
     )
     return config

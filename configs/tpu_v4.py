@@ -41,7 +41,6 @@ def get_config() -> config_dict.ConfigDict:
     config.t_range_end = None
     config.weighting = "sigma_squared"
     config.interpolate_views = False  # the text of the nearest view word
-    config.fine_views = False  # eighths of a turn at three heights, in the shipped prior's words
     config.perp_neg = 0.0
     config.clip_residual = 0.0
     config.latent_share = 0.0

@@ -1,7 +1,7 @@
 """View-dependent text: what a view is called goes into its prompt (DreamFusion section 3.2).
 
 Azimuth and elevation are a camera's [V] in degrees, azimuth 0 the front; texts have one row for
-each of `VIEW_WORDS`, or for each of `FINE_VIEWS` where they are told so.
+each of `VIEW_WORDS`.
 """
 
 import jax
@@ -10,31 +10,30 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from dreamjax.errors import UserError
 from dreamjax.priors.base import Prior, Text
-from dreamjax.scene.camera import FINE_VIEWS, OVERHEAD_ELEVATION, VIEW_WORDS
+from dreamjax.scene.camera import OVERHEAD_ELEVATION, VIEW_WORDS
 
 FRONT, SIDE = VIEW_WORDS.index("front"), VIEW_WORDS.index("side")
 
 
-def view_prompts(prompt: str, fine: bool = False) -> list[str]:
-    """One text a view, "<prompt>, front view" and so on, in the order of `VIEW_WORDS`.
+def view_prompts(prompt: str) -> list[str]:
+    """One text a view word, "<prompt>, front view" and so on, in `VIEW_WORDS` order.
 
-    `fine` texts are those of `FINE_VIEWS`, in that order.
     Raises UserError for an empty prompt.
     """
     prompt = prompt.strip()
     if not prompt:
         raise UserError("the prompt is empty; it should say what to make")
-    return [f"{prompt}, {word} view" for word in (FINE_VIEWS if fine else VIEW_WORDS)]
+    return [f"{prompt}, {word} view" for word in VIEW_WORDS]
 
 
 def embed_views(
-    prior: Prior, params: PyTree, prompt: str, negative_prompt: str = "", fine: bool = False
+    prior: Prior, params: PyTree, prompt: str, negative_prompt: str = ""
 ) -> tuple[Text, Text]:
-    """The `view_prompts` as texts [4 or 24, L, D], and the text guided away from [1, L, D].
+    """The view texts [4, L, D] in `VIEW_WORDS` order and the text guided away from [1, L, D].
 
     Runs on the host. Raises UserError for an empty prompt and for text the prior cannot read.
     """
-    text = prior.embed(params, [*view_prompts(prompt, fine), negative_prompt.strip()])
+    text = prior.embed(params, [*view_prompts(prompt), negative_prompt.strip()])
     return jax.tree.map(lambda x: x[:-1], text), jax.tree.map(lambda x: x[-1:], text)
 
 

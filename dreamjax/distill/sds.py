@@ -37,7 +37,6 @@ from dreamjax.distill.prompts import (
 from dreamjax.distill.views import Views
 from dreamjax.errors import UserError
 from dreamjax.priors.base import Prior, Text
-from dreamjax.scene.camera import fine_view_index
 
 Objective = Callable[
     [PyTree, Float[Array, "v h w 3"], Views, Key[Array, ""], Int[Array, ""]],
@@ -66,15 +65,11 @@ class SdsConfig:
     `draws` times, each in its own part of the range of t: where rendering costs more than asking
     the prior, as with the shipped one, that is the cheapest way to a less noisy gradient (the
     paper: 1). `interpolate_views` mixes the texts of front, side and back by azimuth, instead of
-    taking the nearest; `fine_views` tells views by eighths of a turn and three heights
-    (`camera.FINE_VIEWS`), to a prior that knows such words. `perp_neg` is the strength of guidance
-    away from the front's and the side's text where they are not seen (1: threestudio's; 0: none),
-    best with interpolate_views; a draw then asks the prior 4 times instead of 2. `clip_residual`
-    is the largest norm of a view's residual (0: any).
-
-    Raises UserError for a range that is not 0 <= low < high <= 1, no draws, a guidance not finite,
-    an unknown weighting, a negative perp_neg or clip_residual, and fine_views with what needs the
-    four words.
+    taking the nearest. `perp_neg` is the strength of guidance away from the front's and the side's
+    text where they are not seen (1: threestudio's; 0: none), best with interpolate_views; a draw
+    then asks the prior 4 times instead of 2. `clip_residual` is the largest norm of a view's
+    residual (0: any). Raises UserError for a range that is not 0 <= low < high <= 1, no draws, a
+    guidance not finite, an unknown weighting, a negative perp_neg or clip_residual.
     """
 
     guidance_scale: float = 101.0
@@ -83,7 +78,6 @@ class SdsConfig:
     t_range_end: tuple[float, float] | None = None
     weighting: str = "sigma_squared"
     interpolate_views: bool = False
-    fine_views: bool = False
     perp_neg: float = 0.0
     clip_residual: float = 0.0
 
@@ -103,12 +97,10 @@ class SdsConfig:
         for name in ("perp_neg", "clip_residual"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} must be 0 or more; got {getattr(self, name)}")
-        if self.fine_views and (self.interpolate_views or self.perp_neg):
-            raise UserError("fine_views goes neither with interpolate_views nor with perp_neg")
 
 
 class SdsParams(NamedTuple):
-    """The objective's parameters: the prior's, view texts [4 or 24, L, D], null text [1, L, D].
+    """The objective's parameters: the prior's, view texts [4, L, D], the null text [1, L, D].
 
     `bare` are the view texts of textureless views.
     """
@@ -120,22 +112,14 @@ class SdsParams(NamedTuple):
 
 
 def sds_params(
-    prior: Prior,
-    params: PyTree,
-    prompt: str,
-    negative_prompt: str = "",
-    bare_prompt: str = "",
-    fine_views: bool = False,
+    prior: Prior, params: PyTree, prompt: str, negative_prompt: str = "", bare_prompt: str = ""
 ) -> SdsParams:
     """Parameters for the objective: the prior's and its text for a prompt; runs on the host.
 
     `bare_prompt` is that of textureless views, empty: the prompt itself, as in the paper.
-    `fine_views` as in `SdsConfig`.
     """
-    text, null = embed_views(prior, params, prompt, negative_prompt, fine_views)
-    bare = text
-    if bare_prompt:
-        bare, _ = embed_views(prior, params, bare_prompt, fine=fine_views)
+    text, null = embed_views(prior, params, prompt, negative_prompt)
+    bare = embed_views(prior, params, bare_prompt)[0] if bare_prompt else text
     return SdsParams(params, text, null, bare)
 
 
@@ -160,16 +144,14 @@ def view_texts(config: SdsConfig, params: SdsParams, views: Views) -> list[Text]
         choose = lambda b, x: jnp.where(shown.reshape(-1, *[1] * (x.ndim - 1)), b, x)  # noqa: E731
         return jax.tree.map(choose, read(params.bare), read(params.text))
 
-    azimuth, elevation = views.camera.azimuth, views.camera.elevation
-
     def of_word(word):
         return told(lambda text: nearest_text(text, jnp.full_like(views.word, word)))
 
     if config.interpolate_views:
+        azimuth, elevation = views.camera.azimuth, views.camera.elevation
         cond = told(lambda text: interpolated_text(text, azimuth, elevation))
     else:
-        word = fine_view_index(azimuth, elevation) if config.fine_views else views.word
-        cond = told(lambda text: nearest_text(text, word))
+        cond = told(lambda text: nearest_text(text, views.word))
     uncond = jax.tree.map(lambda x, c: jnp.broadcast_to(x, c.shape), params.null, cond)
     negative = (FRONT, SIDE) if config.perp_neg > 0 else ()
     return [cond, uncond, *map(of_word, negative)]

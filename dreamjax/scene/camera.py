@@ -16,23 +16,6 @@ VIEW_WORDS = ("front", "side", "back", "overhead")
 OVERHEAD_ELEVATION = 60.0
 HALF_VIEW = 45.0
 
-# Views told apart more finely than by the paper's four words: eighths of a turn, left being the
-# object's own left (azimuth 90), at three heights.
-DIRECTIONS = (
-    "front",
-    "front left",
-    "left",
-    "back left",
-    "back",
-    "back right",
-    "right",
-    "front right",
-)
-FINE_VIEWS = tuple(
-    f"{height} {direction}" for height in ("level", "high", "overhead") for direction in DIRECTIONS
-)
-HIGH_ELEVATION = 25.0
-
 
 @dataclasses.dataclass(frozen=True)
 class CameraConfig:
@@ -130,12 +113,3 @@ def view_index(azimuth: Float[Array, "*b"], elevation: Float[Array, "*b"]) -> In
     off_front = jnp.abs(jnp.mod(jnp.asarray(azimuth) + 180.0, 360.0) - 180.0)
     around = jnp.where(off_front <= HALF_VIEW, 0, jnp.where(off_front >= 180.0 - HALF_VIEW, 2, 1))
     return jnp.where(jnp.asarray(elevation) > OVERHEAD_ELEVATION, 3, around).astype(jnp.int32)
-
-
-def fine_view_index(azimuth: Float[Array, "*b"], elevation: Float[Array, "*b"]) -> Int[Array, "*b"]:
-    """Index into `FINE_VIEWS`: the nearest eighth of a turn; high above 25 degrees of elevation."""
-    eighth = 360.0 / len(DIRECTIONS)
-    around = jnp.floor(jnp.asarray(azimuth) / eighth + 0.5).astype(jnp.int32) % len(DIRECTIONS)
-    elevation = jnp.asarray(elevation)
-    height = (elevation > HIGH_ELEVATION).astype(jnp.int32) + (elevation > OVERHEAD_ELEVATION)
-    return height * len(DIRECTIONS) + around

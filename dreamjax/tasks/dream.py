@@ -95,7 +95,6 @@ class DreamConfig:
     t_range_end: tuple[float, float] | None = None
     weighting: str = "sigma_squared"
     interpolate_views: bool = False
-    fine_views: bool = False
     perp_neg: float = 0.0
     clip_residual: float = 0.0
     latent_share: float = 0.0
@@ -246,7 +245,7 @@ def objective_of(c: DreamConfig) -> tuple[Callable[[bool], Objective], PyTree]:
         prior_params["rgb_to_latent"] = fit_rgb_to_latent(prior, prior_params)
     sds = SdsConfig(**{f.name: getattr(c, f.name) for f in dataclasses.fields(SdsConfig)})
     bare = f"{colorless(c.prompt)} {c.textureless_words}" if c.textureless_words.strip() else ""
-    params = sds_params(prior, prior_params, c.prompt, c.negative_prompt, bare, c.fine_views)
+    params = sds_params(prior, prior_params, c.prompt, c.negative_prompt, bare)
     return lambda latent: make_sds(
         prior, sds, c.steps, prior.encode_linear if latent else prior.encode
     ), params

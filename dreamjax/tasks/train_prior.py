@@ -42,8 +42,6 @@ from dreamjax.training.loop import train
 from dreamjax.training.optimizer import OptimizerConfig, apply_gradients, make_optimizer
 from dreamjax.training.state import PriorState, ema_update, init_prior_state
 
-WORDS = "text.word.embedding"  # a row for each word of the vocabulary
-
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -157,25 +155,18 @@ def run(config, workdir: str) -> None:
 
 
 def _start(prior, c: TrainPriorConfig):
-    """Fresh parameters, or those of a weights file, which may lack some blocks and words.
+    """Fresh parameters, or those of a weights file, which may lack some blocks.
 
     A fresh block is the identity, so a network that has grown by some begins as good as it was.
-    Raises UserError for weights or words that the network has no place for.
+    Raises UserError for weights that the network has no place for.
     """
     params = prior.init(jax.random.key(c.seed))
     if not c.warm_start:
         return params
     path = None if c.warm_start == "shipped" else Path(c.warm_start)
     flat = lambda tree: flatten_dict(tree, sep=".")  # noqa: E731
-    source, loaded = toybox_prior.load(path)
-    fresh, loaded = flat(params), flat(loaded)
-    known = set(source.vocabulary) <= set(prior.vocabulary)
-    if known:
-        rows = np.array(fresh[WORDS])
-        rows[[prior.vocabulary.index(word) for word in source.vocabulary]] = loaded[WORDS]
-        loaded[WORDS] = jnp.asarray(rows)
-    fits = all(name in fresh and fresh[name].shape == x.shape for name, x in loaded.items())
-    if not (known and fits):
+    fresh, loaded = flat(params), flat(toybox_prior.load(path)[1])
+    if any(name not in fresh or fresh[name].shape != x.shape for name, x in loaded.items()):
         raise UserError(f"warm_start={c.warm_start} is of another architecture than the config's")
     return unflatten_dict({**fresh, **loaded}, sep=".")
 

@@ -12,14 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from dreamjax.scene.camera import FINE_VIEWS
 from dreamjax.toybox.kinds import COLORS, KINDS, Kind
 
 MAX_WORDS = 24
 FIRST_COLOR, SECOND_COLOR = -1, -2
 BOTH, ONE, PLAIN, CLAY = range(4)
-VIEW_SHARE = 0.75  # of captions say the view,
-FINE_SHARE = 2 / 3  # of those in the finer words
+VIEW_SHARE = 0.75  # of captions say the view
 
 PREFIXES = ("", "", "a photo of", "a 3d render of", "a picture of")
 VIEWS = (
@@ -27,9 +25,7 @@ VIEWS = (
     ("side view", "side view", "seen from the side", "from the side"),
     ("back view", "back view", "seen from the back", "from behind"),
     ("overhead view", "overhead view", "seen from above", "from above"),
-    *((f"{view} view",) * 4 for view in FINE_VIEWS),
 )
-FIRST_FINE_VIEW = len(VIEWS) - len(FINE_VIEWS)
 ARTICLES = {"an": "a"}
 
 
@@ -115,11 +111,7 @@ def draw_caption(
     view: Int[Array, ""],
     view_words: float = VIEW_SHARE,
 ) -> Int[Array, "24"]:
-    """A random wording of `form` BOTH, ONE, PLAIN or CLAY; `view_words` of them say the view.
-
-    `view` is a row of `VIEWS`: an index into `camera.VIEW_WORDS`, or, from `FIRST_FINE_VIEW` on,
-    into `camera.FINE_VIEWS`.
-    """
+    """A random wording of `form` BOTH, ONE, PLAIN or CLAY; `view_words` of them say the view."""
     keys = jax.random.split(key, 4)
     prefix = jnp.asarray(_PREFIX_TABLE)[jax.random.randint(keys[0], (), 0, len(PREFIXES))]
     phrase = jnp.asarray(_PHRASE_TABLE)[kind, form, jax.random.randint(keys[1], (), 0, 12)]

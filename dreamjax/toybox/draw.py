@@ -11,23 +11,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from dreamjax.errors import UserError
 from dreamjax.scene.background import sample_backdrop
-from dreamjax.scene.camera import (
-    Camera,
-    CameraConfig,
-    fine_view_index,
-    sample_camera,
-    view_index,
-)
+from dreamjax.scene.camera import Camera, CameraConfig, sample_camera, view_index
 from dreamjax.scene.shading import LightConfig, ShadingConfig, sample_shading
-from dreamjax.toybox.captions import (
-    BOTH,
-    CLAY,
-    FINE_SHARE,
-    FIRST_FINE_VIEW,
-    ONE,
-    PLAIN,
-    draw_caption,
-)
+from dreamjax.toybox.captions import BOTH, CLAY, ONE, PLAIN, draw_caption
 from dreamjax.toybox.kinds import COLORS, FIXED, KINDS
 from dreamjax.toybox.primitives import Shape, pack
 from dreamjax.toybox.render import Picture, render
@@ -180,7 +166,7 @@ def draw_example(
         split: TRAIN, HELD_OUT or ALL combinations of kind and colours.
         config: the distributions (static).
     """
-    keys = jax.random.split(key, 9)
+    keys = jax.random.split(key, 8)
     count = len(COLORS)
     factors = np.repeat(np.log(kind_factors(config.emphasis)), count**2)
     cell = jax.random.categorical(keys[0], jnp.asarray(LOG_WEIGHTS)[split] + factors)
@@ -188,8 +174,6 @@ def draw_example(
     camera = sample_camera(keys[1], config.camera)
     shading = sample_shading(keys[2], camera.position, config.light, config.shading)
     view = view_index(camera.azimuth, camera.elevation)
-    fine = FIRST_FINE_VIEW + fine_view_index(camera.azimuth, camera.elevation)
-    said = jnp.where(jax.random.bernoulli(keys[8], FINE_SHARE), fine, view)
     usual = colors[1] == jnp.asarray(USUAL_SECOND)[kind, colors[0]]
     form = draw_form(keys[3], usual, shading.textureless > 0.5, config.plain)
     picture = render(
@@ -203,7 +187,7 @@ def draw_example(
     )
     return Example(
         picture=picture,
-        tokens=draw_caption(keys[7], kind, colors, form, said),
+        tokens=draw_caption(keys[7], kind, colors, form, view),
         kind=kind,
         colors=colors,
         view=view,

@@ -28,10 +28,6 @@ def test_view_prompts():
         "a red ball, overhead view",
     ]
     assert len(VIEW_WORDS) == 4
-    fine = view_prompts("a red ball", fine=True)
-    assert len(fine) == 24
-    assert fine[:2] == ["a red ball, level front view", "a red ball, level front left view"]
-    assert fine[-1] == "a red ball, overhead front right view"
     for empty in ("", "  "):
         with pytest.raises(UserError, match="empty"):
             view_prompts(empty)

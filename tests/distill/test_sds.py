@@ -390,26 +390,6 @@ def test_textureless_views_are_told_a_text_of_their_own(case, interpolate):
     np.testing.assert_allclose(tokens[:4], mu[[1, 2, 3, 4]].reshape(4, 1, -1), atol=1e-6)
 
 
-def test_fine_views_are_told_their_eighth_of_a_turn_and_their_height():
-    prior, prior_params = make_prior(kind=SpyPrior)
-    known = ("", *view_prompts("a ball", fine=True), *view_prompts("clay", fine=True))
-    prior = dataclasses.replace(prior, prompts=known)
-    mu = np.random.default_rng(2).uniform(-0.6, 0.6, (49, SIZE, SIZE, 3))
-    told = prior_params._replace(mu=jnp.float32(mu))
-    params = sds_params(prior, told, "a ball", "", "clay", fine_views=True)
-    run = make_run(prior, make_sds(prior, dataclasses.replace(CONFIG, fine_views=True), 100))
-    views = views_at([5.0, 100.0, -130.0, 170.0], [0.0, 40.0, 70.0, 10.0])
-    views = views._replace(textureless=jnp.array([0.0, 0.0, 0.0, 1.0]))
-    rgb = np.random.default_rng(3).uniform(0, 1, (4, SIZE, SIZE, 3)).astype(np.float32)
-    tokens = run(params, rgb, views).asked[2].tokens
-    # level front, high left, overhead back right, and clay's level back.
-    expected = mu[[1, 1 + 8 + 2, 1 + 16 + 5, 25 + 4, 0, 0, 0, 0]].reshape(8, 1, -1)
-    np.testing.assert_allclose(tokens, expected, atol=1e-6)
-    for wrong in ({"interpolate_views": True}, {"perp_neg": 1.0}):
-        with pytest.raises(UserError, match="fine_views goes neither"):
-            dataclasses.replace(CONFIG, fine_views=True, **wrong)
-
-
 def test_interpolated_views_ask_for_mixed_texts(case):
     views = views_at(AZIMUTHS, ELEVATIONS)
     seen = step_with(case, views, interpolate_views=True)

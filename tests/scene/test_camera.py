@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 
 from dreamjax.scene.camera import (
-    FINE_VIEWS,
     VIEW_WORDS,
     CameraConfig,
     direction,
-    fine_view_index,
     look_at,
     orbit,
     sample_camera,
@@ -101,36 +99,3 @@ def test_view_index_follows_the_definitions():
     index = view_index(jnp.array(azimuth, jnp.float32), jnp.array(elevation, jnp.float32))
     assert index.dtype == jnp.int32
     assert [VIEW_WORDS[i] for i in index] == list(words)
-
-
-def test_fine_views_are_the_nearest_eighth_of_a_turn_at_three_heights():
-    cases = [
-        (0, 0, "level front"), (22, -10, "level front"), (-22, 25, "level front"),
-        (359, 0, "level front"), (23, 0, "level front left"), (67, 0, "level front left"),
-        (68, 0, "level left"), (90, 24, "level left"), (140, 0, "level back left"),
-        (-180, 0, "level back"), (180, 0, "level back"), (540, 0, "level back"),
-        (-140, 0, "level back right"), (270, 0, "level right"), (-90, 0, "level right"),
-        (-45, 0, "level front right"), (0, 26, "high front"), (-91, 60, "high right"),
-        (130, 61, "overhead back left"),
-    ]  # fmt: skip
-    azimuth, elevation, views = zip(*cases, strict=True)
-    index = fine_view_index(jnp.array(azimuth, jnp.float32), jnp.array(elevation, jnp.float32))
-    assert index.dtype == jnp.int32
-    assert [FINE_VIEWS[i] for i in index] == list(views)
-    assert len(set(FINE_VIEWS)) == 24
-
-
-def test_fine_views_and_the_four_words_agree():
-    azimuth = jnp.linspace(-200.0, 200.0, 801)
-    for elevation in (0.0, 40.0, 80.0):
-        elevations = jnp.full(azimuth.shape, elevation)
-        coarse = [VIEW_WORDS[i] for i in view_index(azimuth, elevations)]
-        fine = [FINE_VIEWS[i] for i in fine_view_index(azimuth, elevations)]
-        for word, view in zip(coarse, fine, strict=True):
-            height, along, *across = view.split()
-            if word == "overhead" or height == "overhead":
-                assert word == height
-            elif along in ("left", "right"):
-                assert word == "side"
-            else:
-                assert word == along or (across and word == "side")

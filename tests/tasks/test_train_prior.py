@@ -119,34 +119,6 @@ def test_a_network_that_grows_by_blocks_begins_as_good_as_it_was(data_dir, strai
     np.testing.assert_array_equal(small.output(params, x, t, text), grown.output(more, x, t, text))
 
 
-def test_a_prior_that_learns_more_words_begins_as_good_at_those_it_knew(
-    data_dir, straight, tmp_path, monkeypatch
-):
-    prior, params = toybox_prior.load(straight / "prior.safetensors")
-    words = sorted({*prior.vocabulary, "aardvark", "mouse", "zebra"})  # "" stays first
-    more = dataclasses.replace(
-        prior,
-        vocabulary=tuple(words),
-        text=dataclasses.replace(prior.text, vocabulary_size=len(words)),
-    )
-    settings = make_config(data_dir, warm_start=str(straight / "prior.safetensors")).to_dict()
-    del settings["task"]
-    c = build(train_prior.TrainPriorConfig, settings)
-    grown = train_prior._start(more, c)
-    texts = ["a red ball", "a yellow house, side view", ""]
-    for ours, theirs in zip(more.embed(grown, texts), prior.embed(params, texts), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-    assert np.abs(more.embed(grown, ["a mouse"]).tokens).max() > 0
-    # A word that the new vocabulary lacks has no place.
-    fewer = dataclasses.replace(
-        prior,
-        vocabulary=prior.vocabulary[:-1],
-        text=dataclasses.replace(prior.text, vocabulary_size=len(prior.vocabulary) - 1),
-    )
-    with pytest.raises(UserError, match="another architecture"):
-        train_prior._start(fewer, c)
-
-
 def test_rows_are_drawn_as_often_as_their_factor_says():
     factors = np.array([1, 3, 1, 3, 0.5], np.float32)
     bounds = np.cumsum(factors)
