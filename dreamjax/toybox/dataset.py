@@ -21,6 +21,7 @@ with warnings.catch_warnings():
     import tensorflow_datasets as tfds
 
 SPLITS = ("train", "validation", "held_out")
+AT_ONCE = 4096
 
 
 def _png(rgb: np.ndarray) -> io.BytesIO:
@@ -97,7 +98,12 @@ def load(data_dir: str, split: str, size: int, counts: tuple[int, int, int]) -> 
     builder = Toybox(data_dir=data_dir, size=size, counts=counts)
     builder.download_and_prepare()
     source = builder.as_data_source(split=split)
-    rows = [source[i] for i in range(len(source))]
+    rows = []
+    with tqdm(total=len(source), desc=f"reading {split}", unit="picture") as bar:
+        for start in range(0, len(source), AT_ONCE):
+            # Many at once: three times as fast as one by one.
+            rows += source.__getitems__(range(start, min(start + AT_ONCE, len(source))))
+            bar.update(len(rows) - start)
     return Labelled(
         *(
             np.stack([row["image" if name == "rgb" else name] for row in rows])
