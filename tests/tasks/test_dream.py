@@ -2,13 +2,17 @@
 
 import json
 import os
+import runpy
 import signal
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from ml_collections import config_dict
+from PIL import Image
 
 from dreamjax.errors import UserError
 from dreamjax.export.mesh import read_mesh
@@ -166,3 +170,30 @@ def test_phases_follow_size_and_shading():
     ]
     latent = [phase.latent for phase in dream.phases(replace(config, latent_share=0.4))]
     assert latent == [True, True, False, False]
+
+
+def test_show_guidance_draws_what_the_prior_wants(straight, tmp_path, monkeypatch, capsys):
+    script = Path(__file__).parents[2] / "scripts" / "show_guidance.py"
+    shown = runpy.run_path(str(script))
+    out = tmp_path / "guidance.png"
+    argv = [str(script), str(straight), "--t", "0.5", "--guidance", "1", "4", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", argv)
+    shown["main"]()
+    assert np.asarray(Image.open(out)).shape[1] > 2 * 96
+    monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path / "nothing")])
+    with pytest.raises(UserError, match="cannot read"):
+        shown["main"]()
+
+
+def test_what_the_prior_wants_is_linear_in_guidance(weights):
+    script = Path(__file__).parents[2] / "scripts" / "show_guidance.py"
+    wanted = runpy.run_path(str(script))["x_0_hats"]
+    prior, params = toybox_prior.load(weights)
+    rgb = jax.random.uniform(jax.random.key(0), (16, 16, 3), minval=0.4, maxval=0.6)
+    zero, one, four = wanted(prior, params, PROMPT, 1, rgb, 200, (0.0, 1.0, 4.0))
+    inside = (np.minimum(zero, four) > 0) & (np.maximum(zero, four) < 1)
+    assert inside.mean() > 0.5
+    np.testing.assert_allclose(four[inside], (zero + 4 * (one - zero))[inside], atol=1e-5)
+    # At the least noise the prior can only want what it sees.
+    (same,) = wanted(prior, params, PROMPT, 1, rgb, 0, (1.0,))
+    np.testing.assert_allclose(same, rgb, atol=0.1)
