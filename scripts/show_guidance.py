@@ -61,6 +61,8 @@ def main() -> None:
     parser.add_argument("--t", type=float, nargs="+", default=[0.2, 0.4, 0.6, 0.8], help="of T")
     parser.add_argument("--out", default="guidance.png")
     given = parser.parse_args()
+    if not all(0.0 <= share <= 1.0 for share in given.t):
+        raise UserError(f"--t must be shares of T, 0 to 1; got {given.t}")
 
     c, scene, field = load_scene(given.run)
     prior, params = load_prior(c.weights, c.prior)
