@@ -16,7 +16,14 @@ HEADS = {
     "object": "all three",
     "view": "view",
 }
-DREAM_HEADS = {**HEADS, "geometry": "kind, textureless", "faces": "second faces"}
+DREAM_HEADS = {
+    **HEADS,
+    "geometry": "kind, textureless",
+    "faces": "second faces",
+    "solid": "solid",
+    "mesh_object": "all three, mesh",
+    "mesh_geometry": "kind, textureless mesh",
+}
 VIEW_HEADS = ("view", "faces")
 
 

@@ -7,13 +7,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int, Key
 
 from dreamjax.scene.background import Backdrop, sample_backdrop
 from dreamjax.scene.camera import Camera, CameraConfig, sample_camera, view_index
 from dreamjax.scene.shading import Shading, ShadingConfig, sample_shading
 from dreamjax.toybox.draw import ToyboxConfig, build_shape, draw_palette
-from dreamjax.toybox.render import render
+from dreamjax.toybox.render import Picture, render
 
 SIZE = 32
 CHUNK = 32
@@ -70,20 +70,18 @@ def _pictures(keys, kind, colors, taking, size):
         key, kind, colors, taking = args
         key_shape, key_palette = jax.random.split(key)
         shape, palette = build_shape(key_shape, kind), draw_palette(key_palette, colors)
-        return render(shape, palette, *taking, size).rgb
+        return render(shape, palette, *taking, size)
 
     return jax.lax.map(one, (keys, kind, colors, taking))
 
 
-def pictures(
-    keys: Key[Array, " n"], subject: Subject, taking: Taking, size: int = SIZE
-) -> Float[np.ndarray, "n size size 3"]:
-    """Ground-truth pictures in [0, 1]; a key draws an object's proportions and shades."""
+def pictures(keys: Key[Array, " n"], subject: Subject, taking: Taking, size: int = SIZE) -> Picture:
+    """N ground-truth pictures; a key draws an object's proportions and shades."""
     given = (keys, jnp.asarray(subject.kind), jnp.asarray(subject.colors), taking)
     drawn = []
     for start in range(0, len(keys), CHUNK):
         # The last chunk is filled up with the last picture: one shape, compiled once.
         rows = np.minimum(np.arange(start, start + CHUNK), len(keys) - 1)
         chunk = jax.tree.map(lambda leaf: leaf[rows], given)  # noqa: B023
-        drawn.append(np.asarray(_pictures(*chunk, size)))
-    return np.concatenate(drawn)[: len(keys)]
+        drawn.append(jax.device_get(_pictures(*chunk, size)))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(keys)], *drawn)

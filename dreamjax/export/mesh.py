@@ -7,6 +7,7 @@ neighbours on the grid.
 
 import dataclasses
 import itertools
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -286,8 +287,16 @@ def write_mesh(path: str | Path, mesh: Mesh) -> None:
 
 
 def read_mesh(path: str | Path) -> Mesh:
-    """The mesh of a GLB file that `write_mesh` wrote, in the world's axes and in sRGB."""
-    return decode_glb(Path(path).read_bytes())
+    """The mesh of a GLB file that `write_mesh` wrote, in the world's axes and in sRGB.
+
+    Raises UserError for a file that is not there or not such a one.
+    """
+    try:
+        return decode_glb(Path(path).read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, LookupError, TypeError, struct.error) as error:
+        raise UserError(f"{path} is no mesh that dreamjax wrote") from error
 
 
 def _encode_obj(mesh: Mesh) -> bytes:

@@ -17,15 +17,16 @@ def render_mesh(
     distance: float = 3.2,
     focal: float = 1.3,
     background: tuple[float, float, float] = (1.0, 1.0, 1.0),
-    ambient: float = 0.4,
-    diffuse: float = 0.6,
+    ambient: float = 0.45,
+    diffuse: float = 0.55,
     supersample: int = 2,
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """A picture of a mesh from angles in degrees, lit from the camera's side, with smooth edges.
+    """A picture of a mesh from angles in degrees, with smooth edges.
 
     The camera is `scene.camera.orbit`'s, so that the picture lies over a rendering of the field
-    from the same angles, distance and focal length. `ambient=1, diffuse=0` shows the vertex colours
-    as they are. The mesh must lie in front of the camera.
+    from the same angles, distance and focal length; the light is a point one unit above it.
+    `ambient=1, diffuse=0` shows the vertex colours as they are. The mesh must lie in front of the
+    camera.
     """
     camera = orbit(azimuth, elevation, distance, focal)
     fine = size * supersample
@@ -35,9 +36,10 @@ def render_mesh(
     interpolate = lambda values: np.einsum("pi,pij->pj", weights[seen], values[corners])  # noqa: E731
     normal = interpolate(mesh.normals)
     normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-9)
-    right, up, backward = np.asarray(camera.rotation, np.float64).T
-    light = backward + 0.3 * right + 0.5 * up
-    cosine = np.maximum(normal @ (light / np.linalg.norm(light)), 0.0)[:, None]
+    light = np.asarray(camera.position, np.float64) + [0.0, 0.0, 1.0]
+    to_light = light - interpolate(mesh.vertices)
+    to_light /= np.linalg.norm(to_light, axis=-1, keepdims=True)
+    cosine = np.maximum((normal * to_light).sum(-1, keepdims=True), 0.0)
     picture = np.broadcast_to(np.asarray(background, np.float64), (fine, fine, 3)).copy()
     picture[seen] = interpolate(mesh.colors) * (ambient + diffuse * cosine)
     picture = picture.reshape(size, supersample, size, supersample, 3).mean((1, 3))

@@ -1,13 +1,10 @@
 import json
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamjax.config import write_atomic
-from dreamjax.distill.step import init_scene
 from dreamjax.errors import UserError
 from dreamjax.evaluate import probe as probes
 from dreamjax.evaluate import tables, truth
@@ -19,20 +16,12 @@ from dreamjax.nets.unet import UNetConfig
 from dreamjax.priors import toybox as toybox_prior
 from dreamjax.scene.camera import CameraConfig, view_index
 from dreamjax.scene.shading import ShadingConfig
-from dreamjax.tasks import dream, evaluate
+from dreamjax.tasks import evaluate
 from dreamjax.toybox.captions import MAX_WORDS, VIEWS, VOCABULARY
 from dreamjax.toybox.draw import is_held_out
 from dreamjax.toybox.kinds import KINDS
-from dreamjax.training.checkpoint import Checkpoints
-from dreamjax.training.optimizer import make_optimizer
 
-DREAM = {
-    "task": "dream",
-    "prompt": "a red mug",
-    "steps": 3,
-    "field": {"width": 8, "blocks": 1},
-    "render": {"samples": 8, "normal_samples": 2},
-}
+from .finished import DREAM, finish
 
 
 @pytest.fixture
@@ -43,18 +32,6 @@ def probe():
     params = jax.jit(Probe(config).init)(jax.random.key(0), blank)["params"]
     views = {kind.name: [3 if kind.name == "ball" else 9, 10] for kind in KINDS}
     return probes.Shipped(config, params, {"view_by_kind": views})
-
-
-def finish(run_dir, settings, step=None):
-    """Write what a finished run leaves, with an untrained field."""
-    run_dir.mkdir(parents=True)
-    write_atomic(run_dir / "config.json", json.dumps(settings))
-    c = dream.build(dream.DreamConfig, {k: v for k, v in settings.items() if k != "task"})
-    tx = make_optimizer(c.optimizer, c.steps)
-    state = init_scene(jax.random.key(1), dream.step_config(c), tx)
-    step = c.steps if step is None else step
-    Checkpoints(run_dir / "checkpoints").save(step, state._replace(step=jnp.int32(step)))
-    return state.params
 
 
 def test_cameras_see_the_view_that_was_asked_for():
@@ -80,38 +57,6 @@ def test_random_captions_say_what_their_labels_say():
     assert len(set(zip(*labels, strict=True))) > 80
 
 
-def test_views_faces_and_geometry_are_counted(monkeypatch, probe):
-    # The eight views are 0 1 1 2 2 1 1 0. One back and one side look like fronts, the last front
-    # like something seen from above.
-    house = parse("a yellow house with a red roof")
-    seen = {
-        "colour": (
-            [house.kind] * 8,
-            [house.first] * 8,
-            [house.second] * 7 + [house.first],
-            [0, 1, 1, 0, 2, 1, 0, 3],
-        ),
-        "bare": ([house.kind, 0] * 4, [8] * 8, [8] * 8, [0] * 8),
-    }
-
-    def read(pictures, probe):
-        labels = probes.Labels(*map(np.array, seen["colour" if pictures.any() else "bare"]))
-        return SimpleNamespace(labels=labels)
-
-    monkeypatch.setattr(probes, "read", read)
-    counts, looks = evaluate.score_views(np.ones(8), np.zeros(8), house, probe)
-    assert counts == {
-        "kind": Count(8, 8),
-        "first": Count(8, 8),
-        "second": Count(7, 8),
-        "object": Count(7, 8),
-        "view": Count(5, 8),
-        "geometry": Count(4, 8),
-        "faces": Count(2, 6),
-    }
-    np.testing.assert_array_equal(looks, [[1, 0, 0, 1], [1, 3, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]])
-
-
 def row(name, held_out, tellable, kind, view):
     counts = {head: Count(0, 0) for head in tables.HEADS}
     ceiling = {**counts, "kind": Count(4, 4), "view": Count(3, 4)}
@@ -133,29 +78,6 @@ def test_totals_are_by_split_and_leave_out_views_that_nobody_can_tell():
     text = tables.details(rows, tables.HEADS, "samples")
     assert "| b | 4/4 (4/4) | - | - | - | 1/4 (3/4) \\* |" in text
     assert "| c (held out) | 1/4 (4/4) | - | - | - | 4/4 (3/4) |" in text
-
-
-def test_a_finished_run_is_loaded_and_an_unfinished_one_is_refused(tmp_path):
-    params = finish(tmp_path / "done", DREAM)
-    c, scene, loaded = dream.load_scene(tmp_path / "done")
-    assert c.prompt == "a red mug" and scene.field.width == 8
-    jax.tree.map(np.testing.assert_array_equal, loaded, params)
-    finish(tmp_path / "begun", DREAM, step=1)
-    with pytest.raises(UserError, match="not finished: step 1 of 3"):
-        dream.load_scene(tmp_path / "begun")
-    with pytest.raises(UserError, match="cannot read"):
-        dream.load_scene(tmp_path)
-
-
-def test_missing_dreams_are_made_and_others_left_alone(monkeypatch, tmp_path):
-    finish(tmp_path / "elsewhere", {**DREAM, "prompt": PROMPTS[0]})
-    finish(tmp_path / evaluate.slug(PROMPTS[1]), {**DREAM, "prompt": PROMPTS[1]}, step=1)
-    made = []
-    monkeypatch.setattr(dream, "run", lambda config, workdir: made.append((config, workdir)))
-    evaluate._run_missing(tmp_path, {**DREAM, "prompt": ""})
-    assert [config["prompt"] for config, _ in made] == list(PROMPTS[1:])
-    assert made[0][1] == str(tmp_path / "a-blue-car-with-a-white-top")
-    assert made[0][0] == {**DREAM, "prompt": PROMPTS[1]}
 
 
 @pytest.mark.slow
@@ -199,8 +121,13 @@ def test_the_whole_task(monkeypatch, tmp_path, probe, capsys):
     assert score["name"] == "a red mug" and score["held_out"]
     assert {head: n for head, (_, n) in score["counts"].items()} == {
         **dict.fromkeys(("kind", "first", "second", "object", "view", "geometry"), 8),
+        **dict.fromkeys(("mesh_object", "mesh_geometry"), 8),
         "faces": 6,
+        "solid": score["counts"]["solid"][1],
     }
+    assert 0 <= score["counts"]["solid"][0] <= score["counts"]["solid"][1] < 8 * 32 * 32
+    ceiling = score["ceiling"]["solid"]
+    assert 0.5 < ceiling[0] / ceiling[1] < 1.0  # ground truth has an outline, but no haze
     assert np.sum(found["views"]["dreams"], axis=1).tolist() == [2, 4, 2, 0]
 
 

@@ -184,7 +184,7 @@ def fresh_counts():
     colors[np.isin(kind, lone), 1] = colors[np.isin(kind, lone), 0]
     taking = truth.takings_of_views(jax.random.key(8), views, ToyboxConfig())
     keys = jax.random.split(jax.random.key(9), count)
-    rgb = truth.pictures(keys, truth.Subject(kind, colors), taking)
+    rgb = truth.pictures(keys, truth.Subject(kind, colors), taking).rgb
     labels = probes.Labels(kind, *colors.T, views)
     return probes.score(probes.read(rgb).labels, labels)
 

@@ -256,6 +256,17 @@ def test_reading_a_glb_gives_the_mesh_back(pointed, tmp_path):
     np.testing.assert_allclose(again.colors, mesh.colors, atol=7 / 255)
 
 
+@pytest.mark.parametrize("cut", [0, 10, 200, -10])
+def test_a_damaged_glb_is_named(pointed, tmp_path, cut):
+    path = tmp_path / "mesh.glb"
+    write_mesh(path, pointed[0])
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(UserError, match="mesh.glb is no mesh"):
+        read_mesh(path)
+    with pytest.raises(UserError, match="cannot read .*other.glb: No such file"):
+        read_mesh(tmp_path / "other.glb")
+
+
 @pytest.mark.parametrize(("suffix", "front", "up"), [("ply", 0, 2), ("obj", 2, 1)])
 def test_other_formats_keep_srgb_and_their_axes(pointed, tmp_path, suffix, front, up):
     mesh, colours = pointed

@@ -84,9 +84,16 @@ def test_colour_is_interpolated_in_perspective():
     np.testing.assert_allclose(picture[row, 100, 0], (x + 0.8) / 1.6, atol=0.012)
 
 
-def test_shading_is_brightest_towards_the_light():
-    picture = render_mesh(ball(color=(1, 1, 1)), 0.0, 0.0, size=64, background=(0, 0, 0)) / 255.0
-    lit = np.argwhere(picture[..., 0] > 0.99)
-    assert lit[:, 0].mean() < 31 and lit[:, 1].mean() > 32
-    inside = picture[..., 0][picture[..., 0] > 0.2]
-    assert inside.min() < 0.5
+def test_the_light_is_a_point_above_the_camera():
+    # A wall that faces the camera: at height z its normal and the way to a light at (d, 0, 1), a
+    # distance of hypot(d, 1 - z), differ by the angle whose cosine is d over that.
+    corners = np.array([[0, -1, -1], [0, 1, -1], [0, 1, 1], [0, -1, 1]], np.float64)
+    faces = np.array([[0, 1, 2], [0, 2, 3]])
+    wall = Mesh(corners, faces, np.tile([1.0, 0, 0], (4, 1)), np.ones((4, 3)))
+    size, distance, focal = 100, 2.0, 1.0
+    picture = render_mesh(wall, 0.0, 0.0, size, distance, focal, ambient=0.2, diffuse=0.8) / 255.0
+    z = (0.5 - (np.arange(size) + 0.5) / size) / focal * distance
+    expected = 0.2 + 0.8 * distance / np.hypot(distance, 1.0 - z)
+    column = picture[:, size // 2, 0]
+    np.testing.assert_allclose(column[1:-1], expected[1:-1], atol=0.004)
+    assert np.ptp(expected) > 0.15

@@ -1,0 +1,114 @@
+"""What is counted of a dream, and that its mesh is seen as ground truth is."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamjax.errors import UserError
+from dreamjax.evaluate import probe as probes
+from dreamjax.evaluate.prompts import PROMPTS, parse
+from dreamjax.evaluate.scores import Count
+from dreamjax.export.mesh import MeshConfig, extract_mesh
+from dreamjax.scene.camera import CameraConfig
+from dreamjax.tasks import dream, dream_scores
+from dreamjax.toybox.draw import build_shape, draw_palette
+from dreamjax.toybox.primitives import signed_distance
+
+from .finished import DREAM, finish
+
+HOUSE = parse("a yellow house with a red roof")
+
+
+def test_what_is_seen_is_counted(monkeypatch):
+    # The eight views are 0 1 1 2 2 1 1 0. One back and one side look like fronts, the last front
+    # like something seen from above. Of the mesh 6 sides have the kind, 5 of them its colours.
+    kind, first, second = HOUSE
+    said = {
+        0: ([kind] * 8, [first] * 8, [second] * 7 + [first], [0, 1, 1, 0, 2, 1, 0, 3]),
+        1: ([kind, 0] * 4, [8] * 8, [8] * 8, [0] * 8),
+        2: ([kind] * 6 + [0] * 2, [first] * 8, [first, *[second] * 7], [0] * 8),
+        3: ([0] * 5 + [kind] * 3, [8] * 8, [8] * 8, [0] * 8),
+    }
+
+    def read(pictures, probe):
+        return SimpleNamespace(labels=probes.Labels(*map(np.array, said[int(pictures[0])])))
+
+    monkeypatch.setattr(probes, "read", read)
+    # 4 pixels of 10 are empty, 1 half transparent, 5 opaque.
+    opacity = np.array([0.0, 0.02, 0.1, 0.05, 0.5, 0.91, 0.95, 1.0, 1.0, 1.0])
+    numbers = [np.full(8, i) for i in range(4)]
+    field = dream_scores.Seen(numbers[0], numbers[1], opacity)
+    mesh = dream_scores.Seen(numbers[2], numbers[3], opacity)
+    counts, looks = dream_scores.score_views(field, mesh, HOUSE, None)
+    assert counts == {
+        "kind": Count(8, 8),
+        "first": Count(8, 8),
+        "second": Count(7, 8),
+        "object": Count(7, 8),
+        "view": Count(5, 8),
+        "geometry": Count(4, 8),
+        "faces": Count(2, 6),
+        "solid": Count(5, 6),
+        "mesh_object": Count(5, 8),
+        "mesh_geometry": Count(3, 8),
+    }
+    np.testing.assert_array_equal(looks, [[1, 0, 0, 1], [1, 3, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]])
+
+
+def test_a_mesh_of_ground_truth_is_seen_as_ground_truth():
+    """The house's own surface, meshed: same outline, same colours, same side to the camera."""
+    c, camera = dream_scores.DreamsConfig(truths=1), CameraConfig()
+    key = jax.random.key(3)
+    truth = dream_scores.truth_pictures(camera, HOUSE, c, key)
+    # As `truth.pictures` makes its first object of the key.
+    key_shape, key_palette = jax.random.split(jax.random.split(key, 1)[0])
+    shape = build_shape(key_shape, jnp.int32(HOUSE.kind))
+    palette = draw_palette(key_palette, jnp.array([HOUSE.first, HOUSE.second]))
+    look = jax.jit(lambda points: signed_distance(shape, tuple(points.T)))
+    mesh = extract_mesh(
+        lambda points: 100.0 * (np.asarray(look(points)[0]) < 0.0),
+        lambda points: np.asarray(palette)[np.asarray(look(points)[1])],
+        1.0,
+        MeshConfig(resolution=96),
+    )
+    seen = dream_scores.mesh_pictures(mesh, camera, c)
+    for got, expected in zip(seen, truth, strict=True):
+        assert got.shape == expected.shape
+        assert np.abs(got - expected).mean() < 0.012, np.abs(got - expected).mean()
+        # Seen from the other side, or from below, it would not be the same.
+        assert np.abs(got[::-1] - expected).mean() > 0.018
+    both = (seen.opacity > 0.5) & (truth.opacity > 0.5)
+    either = (seen.opacity > 0.5) | (truth.opacity > 0.5)
+    assert both.sum() / either.sum() > 0.95
+
+
+def test_no_mesh_is_an_empty_picture():
+    seen = dream_scores.mesh_pictures(None, CameraConfig(), dream_scores.DreamsConfig())
+    assert seen.colored.shape == (8, 32, 32, 3) and seen.opacity.shape == (8, 32, 32)
+    assert (seen.bare == dream_scores.BACKDROP).all() and not seen.opacity.any()
+
+
+def test_a_finished_run_is_loaded_and_an_unfinished_one_is_refused(tmp_path):
+    params = finish(tmp_path / "done", DREAM)
+    c, scene, loaded = dream.load_scene(tmp_path / "done")
+    assert c.prompt == "a red mug" and scene.field.width == 8
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    finish(tmp_path / "begun", DREAM, step=1)
+    with pytest.raises(UserError, match="not finished: step 1 of 3"):
+        dream.load_scene(tmp_path / "begun")
+    with pytest.raises(UserError, match="cannot read"):
+        dream.load_scene(tmp_path)
+
+
+def test_missing_dreams_are_made_and_others_left_alone(monkeypatch, tmp_path):
+    finish(tmp_path / "elsewhere", {**DREAM, "prompt": PROMPTS[0]})
+    finish(tmp_path / dream_scores.slug(PROMPTS[1]), {**DREAM, "prompt": PROMPTS[1]}, step=1)
+    made = []
+    monkeypatch.setattr(dream, "run", lambda config, workdir: made.append((config, workdir)))
+    dream_scores.run_missing(tmp_path, {**DREAM, "prompt": ""})
+    assert [config["prompt"] for config, _ in made] == list(PROMPTS[1:])
+    assert made[0][1] == str(tmp_path / "a-blue-car-with-a-white-top")
+    assert made[0][0] == {**DREAM, "prompt": PROMPTS[1]}
