@@ -67,6 +67,7 @@ def get_config() -> config_dict.ConfigDict:
     config.loss = group(
         orientation=(1e-4, 1e-2),
         opacity=(0.0, 3e-3),
+        entropy=(0.0, 0.0),
         ramp_steps=200,
         transmittance=0.0,
         target_opacity=(0.6, 0.12),

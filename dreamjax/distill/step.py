@@ -22,7 +22,7 @@ from dreamjax.scene.background import BackgroundMLP, backdrop_rgb, sample_backdr
 from dreamjax.scene.camera import CameraConfig, sample_camera, view_index
 from dreamjax.scene.field import Field, FieldConfig
 from dreamjax.scene.rays import camera_rays
-from dreamjax.scene.regularizers import opacity_loss, transmittance_loss
+from dreamjax.scene.regularizers import opacity_entropy, opacity_loss, transmittance_loss
 from dreamjax.scene.render import RenderConfig, render_rays
 from dreamjax.scene.shading import LightConfig, ShadingConfig, sample_shading
 from dreamjax.scene.textures import random_texture
@@ -40,12 +40,14 @@ class SceneState(NamedTuple):
 class LossConfig:
     """Weights of the regularisers at the first step and from `ramp_steps` on, linear in between.
 
+    `opacity` empties space, `entropy` (of opacity) decides what is neither empty nor opaque: haze.
     `transmittance` is the constant weight of Dream Fields' own, whose target opacity falls from the
     first to the second value over `target_steps`, as a geometric series does.
     """
 
     orientation: tuple[float, float] = (1e-4, 1e-2)
     opacity: tuple[float, float] = (1e-3, 5e-3)
+    entropy: tuple[float, float] = (0.0, 0.0)
     ramp_steps: int = 5000
     transmittance: float = 0.0
     target_opacity: tuple[float, float] = (0.6, 0.12)
@@ -172,11 +174,12 @@ def make_sds_step(
             per_view = lambda values: jnp.sum(values) / len(index)  # noqa: E731
             weight = {
                 name: ramp(getattr(config.loss, name), state.step, config.loss.ramp_steps)
-                for name in ("orientation", "opacity")
+                for name in ("orientation", "opacity", "entropy")
             }
             orientation = per_view(seen.orientation)
             opacity = per_view(opacity_loss(seen.opacity))
             total = loss + weight["orientation"] * orientation + weight["opacity"] * opacity
+            total = total + weight["entropy"] * per_view(opacity_entropy(seen.opacity))
             if config.loss.transmittance:
                 start, end = map(math.log, config.loss.target_opacity)
                 target = jnp.exp(ramp((start, end), state.step, config.loss.target_steps))

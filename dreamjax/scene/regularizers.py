@@ -24,6 +24,16 @@ def opacity_loss(opacity: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     return jnp.sqrt(opacity**2 + 0.01)
 
 
+def opacity_entropy(opacity: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """-o log o - (1 - o) log(1 - o), in nats: what is hit hides all behind it, or is not there.
+
+    Least at 0 and 1, where its slope is infinite: the opacity is first brought into [0.001, 0.999],
+    outside of which it is left alone. A relative of threestudio's opaqueness loss.
+    """
+    o = jnp.clip(opacity, 1e-3, 1.0 - 1e-3)
+    return -o * jnp.log(o) - (1.0 - o) * jnp.log1p(-o)
+
+
 def transmittance_loss(
     opacity: Float[Array, "*batch h w"], target_opacity: float | Float[Array, ""]
 ) -> Float[Array, "*batch"]:

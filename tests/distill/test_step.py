@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from dreamjax.distill.step import StepConfig, init_scene, make_sds_step
+from dreamjax.distill.step import LossConfig, StepConfig, init_scene, make_sds_step
 from dreamjax.scene.camera import CameraConfig
 from dreamjax.scene.field import FieldConfig
 from dreamjax.scene.render import RenderConfig
@@ -20,7 +20,7 @@ CODE = """
 import jax, jax.numpy as jnp, numpy as np
 from functools import partial
 from dreamjax.distill.sds import SdsConfig, make_sds, sds_params
-from dreamjax.distill.step import StepConfig, init_scene, make_sds_step
+from dreamjax.distill.step import LossConfig, StepConfig, init_scene, make_sds_step
 from dreamjax.diffusion.schedule import cosine
 from dreamjax.priors.analytic import AnalyticParams, AnalyticPrior
 from dreamjax.scene.field import FieldConfig
@@ -116,3 +116,35 @@ def test_other_backgrounds_are_the_same_in_every_showing(changes, quick_compilat
     thrice, _ = shown([4, 7], backdrops=3, **changes)
     np.testing.assert_allclose(thrice, np.repeat(once, 3, 0), atol=1e-6)
     assert np.abs(once[0] - once[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["opacity", "entropy"])
+def test_a_regulariser_has_the_weight_of_its_step(name, quick_compilation):
+    """An objective that says nothing leaves the regularisers: at the second step of ramps."""
+    off = dict.fromkeys(("orientation", "opacity", "entropy"), (0.0, 0.0))
+
+    def raw(ramp_steps, **weights):
+        scene = StepConfig(
+            field=FieldConfig(width=8, blocks=1, density_bias=1.0),
+            render=RenderConfig(samples=8, normal_samples=1),
+            loss=LossConfig(**{**off, **weights}, ramp_steps=ramp_steps),
+        )
+        silent = lambda params, rgb, views, key, step: (0.0 * jnp.sum(rgb), {})  # noqa: E731
+        update = lambda grads, loss, params, opt_state: (grads, opt_state, {"loss": loss})  # noqa: E731
+        step = make_sds_step(silent, scene, update, lambda tree: tree, 8, False)
+        state = init_scene(jax.random.key(0), scene, optax.identity())
+        state = state._replace(step=jnp.int32(1))
+        after, metrics = jax.jit(step)(state, jnp.arange(2), None, jax.random.key(1))
+        return jax.tree.leaves(after.params), float(metrics["loss"])
+
+    (whole, cost), (part, less), (none, free) = (
+        raw(1, **{name: (0.0, 0.4)}),
+        raw(4, **{name: (0.0, 0.4)}),
+        raw(1),
+    )
+    assert free == 0.0 and not any(np.any(g) for g in none)
+    assert cost > 1e-3 and less == pytest.approx(cost / 4, rel=1e-5)
+    scale = max(np.abs(g).max() for g in whole)
+    assert scale > 1e-4
+    for all_of_it, quarter in zip(whole, part, strict=True):
+        np.testing.assert_allclose(4 * quarter, all_of_it, rtol=1e-3, atol=1e-5 * scale)

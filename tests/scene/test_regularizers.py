@@ -4,7 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamjax.scene.regularizers import opacity_loss, orientation, transmittance_loss
+from dreamjax.scene.regularizers import (
+    opacity_entropy,
+    opacity_loss,
+    orientation,
+    transmittance_loss,
+)
 
 RNG = np.random.default_rng(2)
 WEIGHTS = RNG.uniform(size=(7, 5))
@@ -42,6 +47,18 @@ def test_opacity_against_numpy():
     expected = np.sqrt(opacity**2 + 0.01)
     np.testing.assert_allclose(opacity_loss(jnp.float32(opacity)), expected, rtol=1e-6)
     assert jax.grad(opacity_loss)(0.0) == 0.0
+
+
+def test_entropy_against_numpy():
+    opacity = np.linspace(0, 1, 12)
+    o = np.clip(opacity, 1e-3, 1 - 1e-3)
+    expected = -(o * np.log(o) + (1 - o) * np.log(1 - o))
+    np.testing.assert_allclose(opacity_entropy(jnp.float32(opacity)), expected, rtol=1e-4)
+    slope = jax.grad(lambda x: jnp.sum(opacity_entropy(x)))(jnp.float32(opacity))
+    np.testing.assert_allclose(slope[1:-1], np.log((1 - o) / o)[1:-1], rtol=1e-4)
+    # Thin gets thinner, thick thicker; what is settled is left alone, and nothing is infinite.
+    assert (slope[1:6] > 0).all() and (slope[6:-1] < 0).all()
+    assert slope[0] == 0.0 == slope[-1]
 
 
 def test_transmittance_against_numpy():
