@@ -28,7 +28,7 @@ def get_config() -> config_dict.ConfigDict:
     config.weights = ""  # a safetensors file; empty: the prior that ships with the package
     config.prior = group(dtype="float32", remat=False, fused=False)
     config.dream_fields = None
-    config.guidance_scale = 10.0  # eps_uncond + s (eps_cond - eps_uncond)
+    config.guidance_scale = 4.0  # eps_uncond + s (eps_cond - eps_uncond)
     config.draws = 4  # noise draws a view; asking the small prior is cheap beside rendering
     config.t_range = (0.02, 0.98)  # fractions of T, at the first step ...
     config.t_range_end = (0.02, 0.6)  # ... and at the last, linear in between
@@ -63,11 +63,11 @@ def get_config() -> config_dict.ConfigDict:
         jitter_up=0.02,
     )
     config.light = group(distance=(2.5, 4.0), spread=0.7)
-    config.shading = group(ambient=0.3, diffuse=0.7, shaded=0.75, textureless=0.3)
+    config.shading = group(ambient=0.3, diffuse=0.7, shaded=0.75, textureless=0.15)
     config.loss = group(
         orientation=(1e-4, 1e-2),
         opacity=(0.0, 3e-3),
-        entropy=(0.0, 0.0),
+        entropy=(0.0, 0.01),  # against haze
         ramp_steps=200,
         transmittance=0.0,
         target_opacity=(0.6, 0.12),

@@ -89,7 +89,7 @@ class DreamConfig:
     weights: str = ""
     prior: PriorConfig = PriorConfig()
     dream_fields: DreamFieldsConfig | None = None
-    guidance_scale: float = 10.0
+    guidance_scale: float = 4.0
     draws: int = 1
     t_range: tuple[float, float] = (0.02, 0.98)
     t_range_end: tuple[float, float] | None = None
