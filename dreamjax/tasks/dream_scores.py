@@ -122,8 +122,8 @@ def score(
 ) -> tuple[list[Score], dict[str, Int[np.ndarray, "views views"]], list[str]]:
     """A score a run, [truth, look] counts of views of dreams and ceiling, and what was left out.
 
-    `seed` draws the ground truth of the ceiling. Writes the pictures that were read to `sheet`: a
-    run a row, ground truth below it.
+    `seed` draws the ground truth of the ceiling. Writes the pictures that were read to `sheet`,
+    three rows a run: its field, its mesh, ground truth.
     """
     rows, kept, skipped = [], [], []
     looks = {name: np.zeros((len(VIEW_WORDS),) * 2, np.int64) for name in ("dreams", "ceiling")}
@@ -145,16 +145,15 @@ def score(
             meshed = mesh_pictures(mesh, scene.camera, c)
             real = truth_pictures(scene.camera, meaning, c, jax.random.key(seed))
             counts, seen = score_views(pictures, meshed, meaning, probe)
-            ceiling, real_seen = score_views(real, real, meaning, probe)
+            ceiling, real_seen = score_views(real, (real.colored, real.bare), meaning, probe)
             can_tell = tellable(probe, meaning.kind)
             if can_tell:
                 looks["dreams"] += seen
                 looks["ceiling"] += real_seen
             name = prompt if place.name == slug(prompt) else f"{prompt} ({place.name})"
             rows.append(Score(name, meaning.held_out, can_tell, counts, ceiling))
-            one_truth = jax.tree.map(lambda leaf: leaf[: len(AZIMUTHS)], real)
-            for group in (pictures, meshed, one_truth):
-                kept += [group.colored, group.bare]
+            one = slice(len(AZIMUTHS))
+            kept += [pictures.colored, pictures.bare, *meshed, real.colored[one], real.bare[one]]
             bar.update(number + 1)
     if kept:
         write_png(sheet, grid(np.concatenate(kept), 2 * len(AZIMUTHS), tile=48))
@@ -195,21 +194,22 @@ def dream_pictures(settings: dream.DreamConfig, scene: StepConfig, params, c: Dr
     return Seen(*map(np.asarray, (colored, bare, opacity)))
 
 
-def mesh_pictures(mesh: Mesh | None, config: CameraConfig, c: DreamsConfig) -> Seen:
+def mesh_pictures(
+    mesh: Mesh | None, config: CameraConfig, c: DreamsConfig
+) -> tuple[Float[np.ndarray, "v s s 3"], Float[np.ndarray, "v s s 3"]]:
     """A mesh from `AZIMUTHS`, with its own colours and white; without a mesh, what is behind it."""
     if mesh is None:
         nothing = np.full((len(AZIMUTHS), probes.SIZE, probes.SIZE, 3), BACKDROP)
-        return Seen(nothing, nothing, np.zeros(nothing.shape[:3]))
+        return nothing, nothing
     distance, focal = (sum(ends) / 2 for ends in (config.distance, config.focal))
 
-    def pictures(mesh, behind, **light):
-        look = (c.elevation, c.size, distance, focal, (behind,) * 3)
-        seen = [render_mesh(mesh, azimuth, *look, **light) for azimuth in AZIMUTHS]
+    look = (c.elevation, c.size, distance, focal, (BACKDROP,) * 3)
+
+    def pictures(mesh):
+        seen = [render_mesh(mesh, azimuth, *look) for azimuth in AZIMUTHS]
         return np.asarray(probes.shrink(np.stack(seen) / 255.0))
 
-    white = mesh._replace(colors=np.ones_like(mesh.colors))
-    opacity = pictures(white, 0.0, ambient=1.0, diffuse=0.0)[..., 0]
-    return Seen(pictures(mesh, BACKDROP), pictures(white, BACKDROP), opacity)
+    return pictures(mesh), pictures(mesh._replace(colors=np.ones_like(mesh.colors)))
 
 
 def truth_pictures(config: CameraConfig, meaning: Meaning, c: DreamsConfig, key) -> Seen:
@@ -228,14 +228,14 @@ def truth_pictures(config: CameraConfig, meaning: Meaning, c: DreamsConfig, key)
 
 
 def score_views(
-    seen: Seen, mesh: Seen, meaning: Meaning, probe: probes.Shipped
+    seen: Seen, mesh: tuple[np.ndarray, np.ndarray], meaning: Meaning, probe: probes.Shipped
 ) -> tuple[dict[str, Count], Int[np.ndarray, "views views"]]:
     """Counts for pictures of rounds of `AZIMUTHS`, and [truth, look] counts of views.
 
     Beside the probe's heads: `geometry`, the kind read from the textureless pictures; `faces`, how
     many of the sides and backs look like a front; `solid`, how many of the pixels that the object
     covers it hides; and `mesh_object` and `mesh_geometry`, what `object` and `geometry` are of the
-    mesh.
+    `mesh_pictures`.
     """
     rounds = len(seen.colored) // len(AZIMUTHS)
     views = np.tile(np.asarray(view_index(jnp.array(AZIMUTHS), jnp.zeros(8))), rounds)
@@ -247,8 +247,7 @@ def score_views(
     away = views != FRONT
     counts["faces"] = Count(int((said.view[away] == FRONT).sum()), int(away.sum()))
     counts["solid"] = Count(int((seen.opacity > SOLID).sum()), int((seen.opacity > SEEN).sum()))
-    counts["mesh_object"] = read(mesh.colored)["object"]
-    counts["mesh_geometry"] = read(mesh.bare)["kind"]
+    counts["mesh_object"], counts["mesh_geometry"] = read(mesh[0])["object"], read(mesh[1])["kind"]
     return counts, confusion(said.view, views, len(VIEW_WORDS))
 
 
