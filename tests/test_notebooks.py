@@ -1,9 +1,9 @@
 """Every notebook runs from top to bottom, in a process of its own."""
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -31,12 +31,14 @@ def test_every_code_cell_follows_an_explanation(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_runs_in_under_three_minutes(path, tmp_path):
+def test_it_takes_under_three_minutes(path, tmp_path):
+    """Of processor time, which unlike the clock's does not grow with what else runs beside it."""
     code = "import matplotlib\nmatplotlib.use('agg')\n"
     code += "\n".join(source(cell) for cell in cells(path) if cell["cell_type"] == "code")
     script = tmp_path / f"{path.stem}.py"
     script.write_text(code)
-    began = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert time.monotonic() - began < 180
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 180
