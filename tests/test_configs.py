@@ -54,6 +54,7 @@ def test_the_papers_setup():
     assert config.weights == ""
 
 
+@pytest.mark.slow
 def test_the_papers_step_is_lowered_for_a_tpu(quick_compilation):
     """The whole step as the task makes it, over a pmap, of smaller size; no TPU is needed."""
     small = dict(prompt="a red ball", batch_views=1, steps_per_dispatch=2, render_size=((0.0, 16),))

@@ -160,7 +160,7 @@ def _start(prior, c: TrainPriorConfig):
     A fresh block is the identity, so a network that has grown by some begins as good as it was.
     Raises UserError for weights that the network has no place for.
     """
-    params = prior.init(jax.random.key(c.seed))
+    params = jax.jit(prior.init)(jax.random.key(c.seed))
     if not c.warm_start:
         return params
     path = None if c.warm_start == "shipped" else Path(c.warm_start)

@@ -93,6 +93,7 @@ def shown(index, **changes):
     return np.asarray(metrics["rgb"]), metrics["views"]
 
 
+@pytest.mark.slow
 def test_every_showing_of_a_rendering_has_a_texture_of_its_own(quick_compilation):
     rgb, views = shown([4, 7], textured_backdrops=True, backdrops=3)
     np.testing.assert_array_equal(views["index"], [12, 13, 14, 21, 22, 23])
@@ -110,6 +111,7 @@ def test_every_showing_of_a_rendering_has_a_texture_of_its_own(quick_compilation
     np.testing.assert_allclose(alone, rgb[3:], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"mlp_background": True}], ids=["plain", "learnt"])
 def test_other_backgrounds_are_the_same_in_every_showing(changes, quick_compilation):
     once, _ = shown([4, 7], **changes)
@@ -118,6 +120,7 @@ def test_other_backgrounds_are_the_same_in_every_showing(changes, quick_compilat
     assert np.abs(once[0] - once[1]).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["opacity", "entropy"])
 def test_a_regulariser_has_the_weight_of_its_step(name, quick_compilation):
     """An objective that says nothing leaves the regularisers: at the second step of ramps."""

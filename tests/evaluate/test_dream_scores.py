@@ -57,6 +57,7 @@ def test_what_is_seen_is_counted(monkeypatch):
     np.testing.assert_array_equal(looks, [[1, 0, 0, 1], [1, 3, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]])
 
 
+@pytest.mark.slow
 def test_a_mesh_of_ground_truth_is_seen_as_ground_truth():
     """The house's own surface, meshed: same outline, same colours, same side to the camera."""
     c, camera = dream_scores.DreamsConfig(truths=1), CameraConfig()
@@ -103,6 +104,7 @@ def test_a_finished_run_is_loaded_and_an_unfinished_one_is_refused(tmp_path):
         dream.load_scene(tmp_path)
 
 
+@pytest.mark.slow
 def test_missing_dreams_are_made_and_others_left_alone(monkeypatch, tmp_path):
     finish(tmp_path / "elsewhere", {**DREAM, "prompt": PROMPTS[0]})
     finish(tmp_path / dream_scores.slug(PROMPTS[1]), {**DREAM, "prompt": PROMPTS[1]}, step=1)

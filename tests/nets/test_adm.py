@@ -47,7 +47,8 @@ def perturbed(params):
     return jax.tree.unflatten(tree, moved)
 
 
-@pytest.mark.parametrize("as_published", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("as_published", [True, False])
 def test_it_depends_on_image_time_and_class(as_published):
     config = dataclasses.replace(TINY, resblock_updown=as_published, scale_shift_norm=as_published)
     net = ADM(config)

@@ -247,6 +247,7 @@ def test_network_gradients_are_finite_at_extreme_densities(rays, network):
     assert np.linalg.norm(normal, axis=-1).max() > 0.9
 
 
+@pytest.mark.slow
 def test_skipping_rays_that_miss_changes_neither_picture_nor_gradient(rays, network):
     field, params = network
     keys = jax.random.split(jax.random.key(2), SIZE)

@@ -23,6 +23,8 @@ from dreamjax.tasks import dream
 from dreamjax.toybox.captions import VOCABULARY
 from dreamjax.training.metrics import Progress
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 PROMPT = "a red mushroom with a white stem"
 
 
@@ -111,6 +113,7 @@ def test_a_run_leaves_what_it_promises(straight):
     assert rows[0]["orientation"] == 0.0 < rows[-1]["orientation"]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_for_bit(weights, straight, tmp_path, monkeypatch, capsys):
     update = Progress.update
 
@@ -172,6 +175,7 @@ def test_phases_follow_size_and_shading():
     assert latent == [True, True, False, False]
 
 
+@pytest.mark.slow
 def test_show_guidance_draws_what_the_prior_wants(straight, tmp_path, monkeypatch, capsys):
     script = Path(__file__).parents[2] / "scripts" / "show_guidance.py"
     shown = runpy.run_path(str(script))

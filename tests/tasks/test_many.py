@@ -67,6 +67,7 @@ def files_of(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_dreams_of_a_file(config, tmp_path, capsys):
     home = tmp_path / "dreams"
     write(config, "# one that does not work", "a red dragon", "", "  a blue  cube ")

@@ -89,6 +89,7 @@ def test_what_a_run_leaves(trained):
     assert np.isfinite([row["held_out_loss"] for row in rows if "held_out_loss" in row]).all()
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_as_one_never_stopped(trained, tmp_path, monkeypatch):
     """Stopped after step 2, and started again, it ends with the same weights bit for bit."""
     true_train = train_diffusion.train
@@ -288,6 +289,7 @@ def picture(tmp_path_factory):
     return folder, seven / 16.0
 
 
+@pytest.mark.slow
 def test_painting_a_part_anew_and_starting_from_a_picture(trained, tmp_path, picture):
     folder, seven = picture
     config = dict(
@@ -313,6 +315,7 @@ def test_painting_a_part_anew_and_starting_from_a_picture(trained, tmp_path, pic
     assert near < 0.5 * far
 
 
+@pytest.mark.slow
 def test_guidance_pulls_towards_its_class(trained, guide):
     """A large classifier scale moves samples to where the classifier is surer of them."""
     from dreamjax.tasks.sampling import sample as draw
@@ -414,6 +417,7 @@ def test_the_bound_of_other_data_is_refused(trained, tmp_path):
         train_classifier.run(dict(task="train_classifier", eval_every=0), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_the_tradeoff(trained, guide, tmp_path):
     config = dict(
         task="tradeoff",

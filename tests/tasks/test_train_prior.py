@@ -16,6 +16,8 @@ from dreamjax.priors import toybox as toybox_prior
 from dreamjax.tasks import train_prior
 from dreamjax.training.metrics import Progress
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 UNET = dict(
     channels=8,
     channel_mults=(1, 2),
@@ -94,6 +96,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(data_dir, straight, tmp_path, monkeyp
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_a_warm_start_needs_the_same_architecture(data_dir, straight, tmp_path):
     weights = str(straight / "prior.safetensors")
     config = make_config(data_dir, warm_start=weights, steps=1)
