@@ -24,6 +24,8 @@ def get_config() -> config_dict.ConfigDict:
     config.ema_decay = 0.999
     config.warm_start = ""
     config.reading_steps = 600
+    config.reading_anchor = 0.0  # of the squared distance from the text as it was, meanwhile
+    config.reading_weight = 0.01  # of the loss of reading, beside the pictures'
     # On a CPU a training step runs ten times slower inside XLA's loop; on accelerators take 10.
     config.steps_per_dispatch = 1
     config.log_every = 50

@@ -1,10 +1,12 @@
-"""Teaches a text encoder to read, before it sees a picture.
+"""Teaches a text encoder to read.
 
 A text encoder that starts from noise spends much of a short training run finding out which word
 belongs to which. Imagen (arXiv 2205.11487) starts from an encoder trained on text alone; here that
 text is the toybox's own captions, and the encoder is right when kind, colours and view are linear
-in the mean of its tokens, which is what the UNet's conditioning vector is made of. The linear maps
-are thrown away.
+in the mean of its tokens, which is what the UNet's conditioning vector is made of. The same loss
+stays beside the pictures' later on: pictures alone need not keep apart what the UNet does not yet
+answer to (a mug's front and back), and it cannot learn to answer to what reads the same. The linear
+maps are thrown away at last.
 """
 
 from typing import NamedTuple
@@ -74,13 +76,35 @@ def read(
     return [pooled @ head for head in params["heads"]]
 
 
+def init_heads(config: TextConfig) -> list[Float[Array, "d c"]]:
+    """The linear maps from the mean token to `CLASSES`, all zero."""
+    return [jnp.zeros((config.dim, classes)) for classes in CLASSES]
+
+
+def reading_loss(config: TextConfig, params: PyTree, batch: Reading) -> Float[Array, ""]:
+    """Mean over captions of the cross-entropy, in nats, summed over `CLASSES`."""
+    logits = read(config, params, batch.tokens)
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+    losses = [cross_entropy(head, batch.labels[:, i]) for i, head in enumerate(logits)]
+    return sum(losses).mean()
+
+
 def learn_to_read(
-    config: TextConfig, text_params: PyTree, key: Key[Array, ""], steps: int, batch_size: int = 128
-) -> tuple[PyTree, list[Float[Array, "d c"]]]:
-    """Train the encoder for `steps` steps of Adam on fresh captions; returns it and the heads."""
-    heads = [jnp.zeros((config.dim, classes)) for classes in CLASSES]
-    params = {"text": text_params, "heads": heads}
+    config: TextConfig,
+    params: PyTree,
+    key: Key[Array, ""],
+    steps: int,
+    anchor: float = 0.0,
+    batch_size: int = 128,
+) -> PyTree:
+    """Train {"text", "heads"} for `steps` steps of Adam on fresh captions.
+
+    `anchor` weighs the squared distance, a word, from what the encoder said at first: with it, one
+    that a UNet already listens to learns what it could not tell and goes on saying the rest.
+    """
     tx = optax.adam(optax.cosine_decay_schedule(2e-3, steps), b2=0.99)
+    encode = lambda text, tokens: TextEncoder(config).apply({"params": text}, tokens)  # noqa: E731
+    first = params["text"]
 
     @jax.jit
     def step(params, opt_state, number):
@@ -88,21 +112,19 @@ def learn_to_read(
         batch = jax.vmap(draw_reading)(keys)
 
         def loss_fn(params):
-            logits = read(config, params, batch.tokens)
-            losses = [
-                optax.softmax_cross_entropy_with_integer_labels(head, batch.labels[:, i]).mean()
-                for i, head in enumerate(logits)
-            ]
-            return sum(losses)
+            reading = reading_loss(config, params, batch)
+            now, before = encode(params["text"], batch.tokens), encode(first, batch.tokens)
+            moved = jnp.sum((now.tokens - before.tokens) ** 2) / jnp.sum(now.mask)
+            return reading + anchor * moved, {"loss": reading, "moved": moved}
 
-        loss, grads = jax.value_and_grad(loss_fn)(params)
+        (_, losses), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
         updates, opt_state = tx.update(grads, opt_state)
-        return optax.apply_updates(params, updates), opt_state, loss
+        return optax.apply_updates(params, updates), opt_state, losses
 
     opt_state = tx.init(params)
-    with Progress(steps, 0, show=("loss",)) as bar:
+    with Progress(steps, 0, show=("loss", "moved")) as bar:
         bar.note("teaching the text encoder to read captions")
         for number in range(steps):
-            params, opt_state, loss = step(params, opt_state, number)
-            bar.update(number + 1, {"loss": loss})
-    return params["text"], params["heads"]
+            params, opt_state, losses = step(params, opt_state, number)
+            bar.update(number + 1, losses)
+    return params

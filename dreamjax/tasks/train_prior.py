@@ -1,8 +1,9 @@
 """`task = train_prior`: train the text-conditional UNet and its text encoder on the toybox.
 
 The text encoder first learns to read captions (`tasks.reading`), then all is trained together. The
-loss is v-prediction's mean square (arXiv 2202.00512), late t drawn more often by `late_t`; captions
-are dropped for classifier-free guidance. Batches come from the data set on disk, or, with
+loss is v-prediction's mean square (arXiv 2202.00512), late t drawn more often by `late_t`, and
+`reading_weight` times the loss of reading, which keeps words apart that pictures alone would merge;
+captions are dropped for classifier-free guidance. Batches come from the data set on disk, or, with
 `data.on_device`, straight from the renderer inside the step.
 """
 
@@ -24,7 +25,7 @@ from dreamjax.export.sheet import grid, write_png
 from dreamjax.nets.text import TextConfig
 from dreamjax.nets.unet import UNetConfig
 from dreamjax.priors import toybox as toybox_prior
-from dreamjax.tasks.reading import learn_to_read
+from dreamjax.tasks.reading import draw_reading, init_heads, learn_to_read, reading_loss
 from dreamjax.tasks.sampling import SamplerConfig, sample
 from dreamjax.toybox.captions import MAX_WORDS, VOCABULARY
 from dreamjax.toybox.draw import (
@@ -75,6 +76,8 @@ class TrainPriorConfig:
     ema_decay: float = 0.999
     warm_start: str = ""  # "shipped", or the path of a safetensors file
     reading_steps: int = 0  # on captions alone, before the first picture
+    reading_anchor: float = 0.0  # of the squared distance from the text as it was, meanwhile
+    reading_weight: float = 0.01  # of the loss of reading, beside the pictures'
     steps_per_dispatch: int = 10
     log_every: int = 50
     eval_every: int = 1000
@@ -112,7 +115,7 @@ def run(config, workdir: str) -> None:
         image_size=c.data.size,
         schedule_steps=c.schedule_steps,
     )
-    params = _start(prior, c)
+    params = _start(prior, c) | {"heads": init_heads(c.text)}
     devices = parallel.devices_for(c.batch_size)
     workdir = check_workdir(workdir, config, harmless=("log_every", "checkpoint_every"))
     tx = make_optimizer(c.optimizer, c.steps)
@@ -121,7 +124,8 @@ def run(config, workdir: str) -> None:
     if state is None:
         if c.reading_steps:
             key = jax.random.key(c.seed)
-            params["text"], _ = learn_to_read(c.text, params["text"], key, c.reading_steps)
+            reader = {name: params[name] for name in ("text", "heads")}
+            params |= learn_to_read(c.text, reader, key, c.reading_steps, c.reading_anchor)
         state = init_prior_state(params, tx)
 
     step_fn = parallel.pmap(parallel.scan(make_step(prior, c, tx)), devices)
@@ -132,7 +136,8 @@ def run(config, workdir: str) -> None:
     def after(done, state, bar, log):
         ema = parallel.first_copy(state.ema)
         if done % c.checkpoint_every == 0 or done == c.steps:
-            toybox_prior.save(workdir / "prior.safetensors", prior, ema)
+            kept = {name: ema[name] for name in ("text", "unet")}
+            toybox_prior.save(workdir / "prior.safetensors", prior, kept)
         if done % c.eval_every == 0 or done == c.steps:
             losses = evaluate(ema)
             log.scalars(done, losses)
@@ -148,7 +153,7 @@ def run(config, workdir: str) -> None:
         steps_per_dispatch=c.steps_per_dispatch,
         log_every=c.log_every,
         checkpoint_every=c.checkpoint_every,
-        show=("loss", "grad_norm"),
+        show=("loss", "reading_loss", "grad_norm"),
         after=after,
     )
     print(f"wrote {workdir / 'prior.safetensors'}")
@@ -224,16 +229,17 @@ def make_step(prior, c: TrainPriorConfig, tx):
         return 2.0 * example.picture.rgb - 1.0, example.tokens
 
     def draw(key):
-        key_t, key_eps, key_drop, key_example = jax.random.split(key, 4)
+        key_t, key_eps, key_drop, key_example, key_reading = jax.random.split(key, 5)
         shape = (c.data.size, c.data.size, 3)
         t = late(key_t, (), 0, prior.schedule.num_steps, c.late_t)
         dropped = jax.random.bernoulli(key_drop, c.caption_dropout)
-        return t, jax.random.normal(key_eps, shape), dropped, key_example
+        eps = jax.random.normal(key_eps, shape)
+        return t, eps, dropped, key_example, draw_reading(key_reading)
 
     def step(state: PriorState, batch: Batch, base_key):
         step_key = jax.random.fold_in(base_key, state.step)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, batch.index)
-        t, eps, dropped, example_keys = jax.vmap(draw)(keys)
+        t, eps, dropped, example_keys, captions = jax.vmap(draw)(keys)
         x_0, tokens = fetch(batch, example_keys)
         tokens = jnp.where(dropped[:, None], 0, tokens)
 
@@ -241,12 +247,17 @@ def make_step(prior, c: TrainPriorConfig, tx):
             text = prior.embed_ids(params, tokens)
             net = lambda x_t, t: prior.output(params, x_t, t, text)  # noqa: E731
             p = prior.parameterisation
-            return jnp.mean(prediction_loss(net, prior.schedule, p, x_0, t, eps))
+            loss = jnp.mean(prediction_loss(net, prior.schedule, p, x_0, t, eps))
+            reading = reading_loss(c.text, params, captions)
+            return loss + c.reading_weight * reading, {"loss": loss, "reading_loss": reading}
 
-        loss, grads = parallel.mean(jax.value_and_grad(loss_fn)(state.params))
-        params, opt_state, metrics = apply_gradients(tx, grads, loss, state.params, state.opt_state)
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (total, losses), grads = parallel.mean(grad_fn(state.params))
+        params, opt_state, metrics = apply_gradients(
+            tx, grads, total, state.params, state.opt_state
+        )
         ema = ema_update(state.ema, params, c.ema_decay, state.step + 1)
-        return PriorState(state.step + 1, params, ema, opt_state), {"loss": loss, **metrics}
+        return PriorState(state.step + 1, params, ema, opt_state), {**losses, **metrics}
 
     return step
 

@@ -1,6 +1,7 @@
 """Training the prior: data set, exact resume, warm start, on-device drawing."""
 
 import dataclasses
+import json
 import os
 import signal
 
@@ -14,6 +15,7 @@ from dreamjax.config import build
 from dreamjax.errors import UserError
 from dreamjax.priors import toybox as toybox_prior
 from dreamjax.tasks import train_prior
+from dreamjax.tasks.reading import CLASSES
 from dreamjax.training.metrics import Progress
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -74,8 +76,12 @@ def test_a_run_leaves_weights_that_load_and_samples(straight):
     assert prior.image_size == 16 and prior.prediction == "v"
     assert any(np.abs(p).max() > 0 for p in jax.tree.leaves(params["unet"]["conv_out"]))
     assert (straight / "samples" / "0000004.png").exists()
-    log = (straight / "metrics.jsonl").read_text()
-    assert "validation_loss" in log and "held_out_loss" in log
+    log = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
+    assert {"validation_loss", "held_out_loss"} <= set(log[-1])
+    # The maps from text to what it says start from zero, then learn beside the pictures.
+    read = [row["reading_loss"] for row in log if "reading_loss" in row]
+    assert read[0] == pytest.approx(np.log(CLASSES).sum(), rel=1e-5)
+    assert len(read) == 4 and (np.abs(np.array(read[1:]) - read[0]) > 1e-4).all()
 
 
 @pytest.mark.slow
