@@ -18,7 +18,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 @pytest.fixture(scope="module")
 def quick_compilation():
-    """Compile three times faster, without optimisation, where little is run and much compiled."""
+    """Compile two to three times faster, unoptimised, where little is run and much compiled."""
     import jax  # only after the environment is set
 
     jax.config.update("jax_disable_most_optimizations", True)

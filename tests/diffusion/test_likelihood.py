@@ -16,6 +16,8 @@ from dreamjax.errors import UserError
 
 from . import float64
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 T = np.array([0, 1, 500, 999])
 LEVELS = np.linspace(-1.0, 1.0, 256)
 LARGE = Parameterisation(variance="fixed_large")

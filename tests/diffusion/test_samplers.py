@@ -17,6 +17,8 @@ from dreamjax.diffusion.samplers import (
 from dreamjax.diffusion.schedule import Schedule, cosine, extract, linear, t_at
 from dreamjax.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 MU, VAR = np.array([-0.6, 0.0, 0.9]), 0.05
 
 

@@ -17,6 +17,8 @@ from dreamjax.errors import UserError
 from dreamjax.priors.analytic import AnalyticParams, AnalyticPrior
 from dreamjax.scene.camera import orbit, view_index
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SIZE = 4
 SCHEDULE = linear(1000)
 PROMPTS = ("", *view_prompts("a ball"))

@@ -97,6 +97,7 @@ def test_the_published_timestep_embedding():
     np.testing.assert_allclose(found, expected, atol=1e-4)  # float32 angles up to 999
 
 
+@pytest.mark.slow
 def test_the_classifier_has_a_gradient_with_respect_to_the_image():
     config = ADMConfig(8, channels=32, channel_mults=(1, 2), res_blocks=1, attention_sizes=(4,))
     net = ADMClassifier(config, out_classes=7)

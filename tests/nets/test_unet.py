@@ -19,6 +19,8 @@ from dreamjax.nets.unet import (
     timestep_embedding,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TINY = UNetConfig(
     channels=16, channel_mults=(1, 2), down_blocks=(1,), middle_blocks=1, up_blocks=(1,),
     attention_levels=(1,), head_dim=8, text_dim=16,

@@ -15,6 +15,8 @@ from dreamjax.nets.unet import UNetConfig
 from dreamjax.priors import toybox
 from dreamjax.priors.toybox import ToyboxPrior, load, save, tokenise
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 VOCABULARY = ("", "a", "ball", "blue", "on", "red", "view")
 PRIOR = ToyboxPrior(
     unet=UNetConfig(

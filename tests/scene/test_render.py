@@ -20,6 +20,8 @@ from dreamjax.scene.render import (
 )
 from dreamjax.scene.shading import Shading
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 RNG = np.random.default_rng(5)
 LAM = jnp.float32(0.01)
 CAMERA = orbit(20, 30, 3, 1.2)

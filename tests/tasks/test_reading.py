@@ -57,6 +57,7 @@ def test_the_loss_is_the_cross_entropy_of_what_the_mean_token_tells(held_out, qu
     np.testing.assert_allclose(reading.reading_loss(config, blank, batch), guess, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_anchor_holds_what_the_encoder_said(held_out, quick_compilation):
     config = TextConfig(len(VOCABULARY), MAX_WORDS, dim=16, layers=1, heads=2)
     tokens = held_out.tokens[:64]

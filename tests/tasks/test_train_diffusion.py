@@ -112,17 +112,13 @@ def test_a_stopped_run_ends_as_one_never_stopped(trained, tmp_path, monkeypatch)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
         dict(prediction="v", variance="fixed_small", loss="simple", min_snr_gamma=5.0),
-        pytest.param(
-            dict(prediction="x0", variance="fixed_small", loss="simple", v_weighting=True),
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            dict(prediction="x0", variance="fixed_large", loss="vlb"), marks=pytest.mark.slow
-        ),
+        dict(prediction="x0", variance="fixed_small", loss="simple", v_weighting=True),
+        dict(prediction="x0", variance="fixed_large", loss="vlb"),
         dict(prediction="x0", variance="learned", loss="vlb", by_importance=True),
     ],
 )

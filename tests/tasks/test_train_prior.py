@@ -112,6 +112,7 @@ def test_a_warm_start_needs_the_same_architecture(data_dir, straight, tmp_path):
         train_prior.run(config, tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_a_network_that_grows_by_blocks_begins_as_good_as_it_was(data_dir, straight):
     weights = str(straight / "prior.safetensors")
     small, params = toybox_prior.load(weights)
