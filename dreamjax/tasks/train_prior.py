@@ -2,7 +2,7 @@
 
 The text encoder first learns to read captions (`tasks.reading`), then all is trained together. The
 loss is v-prediction's mean square (arXiv 2202.00512), late t drawn more often by `late_t`, and
-`reading_weight` times the loss of reading, which keeps words apart that pictures alone would merge;
+`reading_weight` times the loss of reading, which keeps apart what pictures alone may merge;
 captions are dropped for classifier-free guidance. Batches come from the data set on disk, or, with
 `data.on_device`, straight from the renderer inside the step.
 """
