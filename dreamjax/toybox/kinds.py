@@ -130,7 +130,7 @@ def _house(key):
             rounding=0.02,
         ),
         box((depth, 0, -0.35), (0.03, 0.11, 0.2), WOOD, rounding=0.01),
-        box((-0.2, 0.2, eaves + 0.28), (0.07, 0.07, 0.2), DARK, rounding=0.01),
+        box((0, 0, eaves + width + 0.05), (0.07, 0.07, 0.16), DARK, rounding=0.01),
     ]
 
 

@@ -8,7 +8,7 @@ import pytest
 from dreamjax.errors import UserError
 from dreamjax.priors.toybox import tokenise
 from dreamjax.scene.background import Backdrop
-from dreamjax.scene.camera import VIEW_WORDS, orbit
+from dreamjax.scene.camera import SIDES, VIEW_WORDS, orbit
 from dreamjax.scene.shading import Shading
 from dreamjax.toybox import captions, draw
 from dreamjax.toybox.kinds import COLORS, KINDS
@@ -38,6 +38,17 @@ def test_objects_fit_the_unit_sphere_and_are_not_empty(kind):
     inside = np.asarray(d) < 0
     assert inside.sum() > 100
     assert np.linalg.norm(grid[inside], axis=1).max() <= 1.0
+
+
+def test_a_house_looks_the_same_from_both_sides():
+    # Captions call both "side view": what they show must not depend on which it is.
+    house = next(i for i, kind in enumerate(KINDS) if kind.name == "house")
+    shape = draw.build_shape(jax.random.key(2), jnp.int32(house))
+    x, y, z = np.random.default_rng(0).uniform(-1.0, 1.0, (3, 500)).astype(np.float32)
+    distance = jax.jit(lambda point: signed_distance(shape, point))
+    (here, part), (mirrored, other) = distance((x, y, z)), distance((x, -y, z))
+    np.testing.assert_allclose(here, mirrored, atol=1e-5)
+    assert np.mean(np.asarray(part) == np.asarray(other)) > 0.99  # ties aside
 
 
 RADIUS, DISTANCE, FOCAL = 0.6, 3.0, 1.3
@@ -148,11 +159,27 @@ def test_captions_name_what_is_shown(examples):
             if e.look[i] == 2:
                 assert not set(text) & set(COLORS)
             view = VIEW_WORDS[e.view[i]]
-            wrong = set(VIEW_WORDS) - {view}
-            assert not wrong & set(text)
+            side = "left" if np.sin(np.deg2rad(e.camera.azimuth[i])) > 0 else "right"
+            fitting = {view, side} if view == "side" else {view}
+            assert set(text) & {*VIEW_WORDS, *SIDES} <= fitting
 
 
 COLORS_LIST = list(COLORS)
+
+
+def test_two_captions_in_three_say_which_side_they_see():
+    keys = jax.random.split(jax.random.key(3), 3000)
+    rows = jax.vmap(captions.draw_said_view, (0, None, None))
+    for azimuth, name in ((60.0, "left"), (-60.0, "right")):
+        said = np.asarray(rows(keys, jnp.int32(VIEW_WORDS.index("side")), azimuth))
+        which = len(VIEW_WORDS) + SIDES.index(name)
+        assert all(f" {name}" in f" {words}" for words in captions.VIEWS[which])
+        assert set(said) == {VIEW_WORDS.index("side"), which}
+        assert np.mean(said == which) == pytest.approx(2 / 3, abs=0.035)  # 4 deviations
+    for view in ("front", "back", "overhead"):
+        assert set(np.asarray(rows(keys, jnp.int32(VIEW_WORDS.index(view)), 10.0))) == {
+            VIEW_WORDS.index(view)
+        }
 
 
 def test_the_priors_tokens_are_the_grammars():
