@@ -6,8 +6,7 @@
 then trains. On an accelerator, draw each batch inside the step instead:
 
     --config.data.on_device=True --config.unet.dtype=bfloat16 --config.batch_size=512 \
-    --config.steps_per_dispatch=10 --config.warm_start=shipped --config.reading_steps=100 \
-    --config.reading_anchor=0.1
+    --config.steps_per_dispatch=10 --config.warm_start=shipped --config.reading_steps=0
 """
 
 from ml_collections import config_dict

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 VIEW_WORDS = ("front", "side", "back", "overhead")
-SIDES = ("left", "right")  # the object's own: its left is at azimuth 90
 OVERHEAD_ELEVATION = 60.0
 HALF_VIEW = 45.0
 
@@ -114,8 +113,3 @@ def view_index(azimuth: Float[Array, "*b"], elevation: Float[Array, "*b"]) -> In
     off_front = jnp.abs(jnp.mod(jnp.asarray(azimuth) + 180.0, 360.0) - 180.0)
     around = jnp.where(off_front <= HALF_VIEW, 0, jnp.where(off_front >= 180.0 - HALF_VIEW, 2, 1))
     return jnp.where(jnp.asarray(elevation) > OVERHEAD_ELEVATION, 3, around).astype(jnp.int32)
-
-
-def side_index(azimuth: Float[Array, "*b"]) -> Int[Array, "*b"]:
-    """Index into `SIDES` of the half of the object that is looked at from `azimuth`, in degrees."""
-    return (jnp.mod(jnp.asarray(azimuth), 360.0) > 180.0).astype(jnp.int32)

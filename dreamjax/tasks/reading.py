@@ -18,15 +18,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dreamjax.nets.text import TextConfig, TextEncoder
 from dreamjax.scene.camera import VIEW_WORDS
-from dreamjax.toybox.captions import (
-    CLAY,
-    ONE,
-    PLAIN,
-    VIEW_SHARE,
-    VIEWS,
-    draw_caption,
-    draw_said_view,
-)
+from dreamjax.toybox.captions import CLAY, ONE, PLAIN, VIEW_SHARE, draw_caption
 from dreamjax.toybox.draw import (
     COLOR_NAMES,
     LOG_WEIGHTS,
@@ -40,7 +32,7 @@ from dreamjax.training.metrics import Progress
 
 COLORS = len(COLOR_NAMES)
 UNSAID, OF_CLAY = COLORS, COLORS + 1
-CLASSES = (len(KINDS), COLORS + 2, COLORS + 2, len(VIEWS) + 1)
+CLASSES = (len(KINDS), COLORS + 2, COLORS + 2, len(VIEW_WORDS) + 1)
 
 
 class Reading(NamedTuple):
@@ -56,12 +48,10 @@ def draw_reading(key: Key[Array, ""], split: int = TRAIN) -> Reading:
     The second colour of "a snowman" is the usual one: the words decide it as well as if they named
     it, in all but a few pictures.
     """
-    keys = jax.random.split(key, 8)
+    keys = jax.random.split(key, 6)
     cell = jax.random.categorical(keys[0], jnp.asarray(LOG_WEIGHTS)[split])
     kind, first, second = cell // COLORS**2, cell // COLORS % COLORS, cell % COLORS
     view = jax.random.randint(keys[1], (), 0, len(VIEW_WORDS))
-    azimuth = jax.random.uniform(keys[6], (), maxval=360.0)
-    view = draw_said_view(keys[7], view, azimuth)
     said = jax.random.bernoulli(keys[2], VIEW_SHARE)
     usual = second == jnp.asarray(USUAL_SECOND)[kind, first]
     shares = ToyboxConfig()
@@ -73,7 +63,7 @@ def draw_reading(key: Key[Array, ""], split: int = TRAIN) -> Reading:
         return jnp.where(form == CLAY, OF_CLAY, jnp.where(form == PLAIN, UNSAID, named))
 
     second = jnp.where((form == ONE) & ~usual, jnp.asarray(USUAL_SECOND)[kind, first], second)
-    labels = (kind, color(first), color(second), jnp.where(said, view, len(VIEWS)))
+    labels = (kind, color(first), color(second), jnp.where(said, view, len(VIEW_WORDS)))
     return Reading(tokens, jnp.stack(labels).astype(jnp.int32))
 
 

@@ -160,7 +160,7 @@ def run(config, workdir: str) -> None:
 
 
 def _start(prior, c: TrainPriorConfig):
-    """Fresh parameters, or those of a weights file, which may lack some blocks and words.
+    """Fresh parameters, or those of a weights file, which may lack some blocks.
 
     A fresh block is the identity, so a network that has grown by some begins as good as it was.
     Raises UserError for weights that the network has no place for.
@@ -170,12 +170,7 @@ def _start(prior, c: TrainPriorConfig):
         return params
     path = None if c.warm_start == "shipped" else Path(c.warm_start)
     flat = lambda tree: flatten_dict(tree, sep=".")  # noqa: E731
-    known, loaded = toybox_prior.load(path)
-    fresh, loaded = flat(params), flat(loaded)
-    if known.text.dim == prior.text.dim and set(known.vocabulary) <= set(prior.vocabulary):
-        rows = jnp.array([prior.vocabulary.index(word) for word in known.vocabulary])
-        words = "text.word.embedding"
-        loaded[words] = fresh[words].at[rows].set(loaded[words])
+    fresh, loaded = flat(params), flat(toybox_prior.load(path)[1])
     if any(name not in fresh or fresh[name].shape != x.shape for name, x in loaded.items()):
         raise UserError(f"warm_start={c.warm_start} is of another architecture than the config's")
     return unflatten_dict({**fresh, **loaded}, sep=".")

@@ -10,26 +10,21 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int, Key
 
-from dreamjax.scene.camera import VIEW_WORDS, side_index
 from dreamjax.toybox.kinds import COLORS, KINDS, Kind
 
 MAX_WORDS = 24
 FIRST_COLOR, SECOND_COLOR = -1, -2
 BOTH, ONE, PLAIN, CLAY = range(4)
 VIEW_SHARE = 0.75  # of captions say the view
-SIDED_SHARE = 2 / 3  # of those that say "side" say which one instead
 
 PREFIXES = ("", "", "a photo of", "a 3d render of", "a picture of")
-# One row each of `VIEW_WORDS`, then one each of `SIDES`.
 VIEWS = (
     ("front view", "front view", "seen from the front", "from the front"),
     ("side view", "side view", "seen from the side", "from the side"),
     ("back view", "back view", "seen from the back", "from behind"),
     ("overhead view", "overhead view", "seen from above", "from above"),
-    ("left view", "left view", "seen from the left", "from the left"),
-    ("right view", "right view", "seen from the right", "from the right"),
 )
 ARTICLES = {"an": "a"}
 
@@ -108,17 +103,6 @@ def text_of(tokens: np.ndarray) -> str:
     return " ".join(VOCABULARY[int(number)] for number in tokens if number)
 
 
-def draw_said_view(
-    key: Key[Array, ""], view: Int[Array, ""], azimuth: Float[Array, ""]
-) -> Int[Array, ""]:
-    """The row of `VIEWS` that a caption takes its words from, of a view in `VIEW_WORDS`.
-
-    It is `view`, but for `SIDED_SHARE` of the sides: the left or the right one, by azimuth.
-    """
-    sided = (view == VIEW_WORDS.index("side")) & jax.random.bernoulli(key, SIDED_SHARE)
-    return jnp.where(sided, len(VIEW_WORDS) + side_index(azimuth), view)
-
-
 def draw_caption(
     key: Key[Array, ""],
     kind: Int[Array, ""],
@@ -127,10 +111,7 @@ def draw_caption(
     view: Int[Array, ""],
     view_words: float = VIEW_SHARE,
 ) -> Int[Array, "24"]:
-    """A random wording of `form` BOTH, ONE, PLAIN or CLAY.
-
-    `view_words` of them say the view, in the words of row `view` of `VIEWS`.
-    """
+    """A random wording of `form` BOTH, ONE, PLAIN or CLAY; `view_words` of them say the view."""
     keys = jax.random.split(key, 4)
     prefix = jnp.asarray(_PREFIX_TABLE)[jax.random.randint(keys[0], (), 0, len(PREFIXES))]
     phrase = jnp.asarray(_PHRASE_TABLE)[kind, form, jax.random.randint(keys[1], (), 0, 12)]

@@ -39,7 +39,7 @@ class Toybox(tfds.core.GeneratorBasedBuilder):
         "1.0.0": "14 kinds, 5 pairs, 10 colours.",
         "1.1.0": "Rays that graze past an object no longer count as hits.",
         "1.2.0": "Every kind is drawn alike for training.",
-        "1.3.0": "Chimneys amid the ridge; captions of two sides in three say left or right.",
+        "1.3.0": "A house's chimney stands in the middle of its ridge.",
     }
 
     def __init__(self, *, size: int = 32, counts: tuple[int, int, int], **kwargs):

@@ -13,7 +13,7 @@ from dreamjax.errors import UserError
 from dreamjax.scene.background import sample_backdrop
 from dreamjax.scene.camera import Camera, CameraConfig, sample_camera, view_index
 from dreamjax.scene.shading import LightConfig, ShadingConfig, sample_shading
-from dreamjax.toybox.captions import BOTH, CLAY, ONE, PLAIN, draw_caption, draw_said_view
+from dreamjax.toybox.captions import BOTH, CLAY, ONE, PLAIN, draw_caption
 from dreamjax.toybox.kinds import COLORS, FIXED, KINDS
 from dreamjax.toybox.primitives import Shape, pack
 from dreamjax.toybox.render import Picture, render
@@ -175,7 +175,6 @@ def draw_example(
     shading = sample_shading(keys[2], camera.position, config.light, config.shading)
     view = view_index(camera.azimuth, camera.elevation)
     usual = colors[1] == jnp.asarray(USUAL_SECOND)[kind, colors[0]]
-    said = draw_said_view(jax.random.fold_in(keys[7], 1), view, camera.azimuth)
     form = draw_form(keys[3], usual, shading.textureless > 0.5, config.plain)
     picture = render(
         build_shape(keys[4], kind),
@@ -188,7 +187,7 @@ def draw_example(
     )
     return Example(
         picture=picture,
-        tokens=draw_caption(keys[7], kind, colors, form, said),
+        tokens=draw_caption(keys[7], kind, colors, form, view),
         kind=kind,
         colors=colors,
         view=view,

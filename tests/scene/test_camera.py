@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 
 from dreamjax.scene.camera import (
-    SIDES,
     VIEW_WORDS,
     CameraConfig,
     direction,
     look_at,
     orbit,
     sample_camera,
-    side_index,
     view_index,
 )
 
@@ -101,11 +99,3 @@ def test_view_index_follows_the_definitions():
     index = view_index(jnp.array(azimuth, jnp.float32), jnp.array(elevation, jnp.float32))
     assert index.dtype == jnp.int32
     assert [VIEW_WORDS[i] for i in index] == list(words)
-
-
-def test_left_is_where_an_object_that_looks_ahead_has_its_left():
-    azimuth = np.array([1.0, 90.0, 179.0, 450.0, -1.0, -90.0, 181.0, 270.0], np.float32)
-    camera = jax.vmap(lambda angle: orbit(angle, 20.0, 3.0, 1.0))(azimuth)
-    left = np.cross([0.0, 0.0, 1.0], [1.0, 0.0, 0.0])  # up x ahead
-    expected = ["left" if along > 0 else "right" for along in np.asarray(camera.position) @ left]
-    assert [SIDES[i] for i in side_index(jnp.asarray(azimuth))] == expected

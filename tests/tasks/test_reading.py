@@ -89,9 +89,7 @@ def test_it_learns_to_read_combinations_it_never_saw(held_out):
         ]
 
     kind, first, second, view = right(learnt["text"])
-    assert view > 0.99
-    # One unseen combination may be misread whole: of "a black cylinder" with this key, 2 % of all.
-    assert kind > 0.95
+    assert kind > 0.99 and view > 0.99
     # To tell the first colour from the second takes more than counting words.
     assert first > 0.9 and second > 0.9
     assert right(start)[0] < 0.5

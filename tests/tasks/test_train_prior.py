@@ -129,25 +129,6 @@ def test_a_network_that_grows_by_blocks_begins_as_good_as_it_was(data_dir, strai
     np.testing.assert_array_equal(small.output(params, x, t, text), grown.output(more, x, t, text))
 
 
-@pytest.mark.slow
-def test_a_warm_start_finds_its_words_in_a_larger_vocabulary(straight, tmp_path):
-    full, _ = toybox_prior.load(straight / "prior.safetensors")
-    few = tuple(word for word in full.vocabulary if word not in ("left", "ball"))
-    text = dataclasses.replace(full.text, vocabulary_size=len(few))
-    small = dataclasses.replace(full, text=text, vocabulary=few)
-    path = tmp_path / "small.safetensors"
-    toybox_prior.save(path, small, jax.jit(small.init)(jax.random.key(5)))
-    small, params = toybox_prior.load(path)
-    c = train_prior.TrainPriorConfig(
-        data=train_prior.DataConfig(size=16), unet=full.unet, text=full.text, warm_start=str(path)
-    )
-    more = train_prior._start(full, c)
-    for prompt in ("a red mug, right view", "a duck on a white cylinder"):
-        before, after = small.embed(params, [prompt]), full.embed(more, [prompt])
-        np.testing.assert_array_equal(before.tokens, after.tokens)
-    assert np.asarray(full.embed(more, ["left ball"]).tokens).any()
-
-
 def test_rows_are_drawn_as_often_as_their_factor_says():
     factors = np.array([1, 3, 1, 3, 0.5], np.float32)
     bounds = np.cumsum(factors)
