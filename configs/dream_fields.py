@@ -59,6 +59,7 @@ def get_config() -> config_dict.ConfigDict:
     config.latent_share = 0.0
     config.render_size = ((0.0, 168),)
     config.albedo_steps = 1_000_000  # no light at all
+    config.front_after = 0.0
     config.mlp_background = False
     config.textured_backdrops = True  # noise, checkerboards, Fourier textures, all blurred
     config.field = group(

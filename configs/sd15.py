@@ -53,6 +53,7 @@ def get_config() -> config_dict.ConfigDict:
     config.latent_share = 0.1  # of the run without the VAE
     config.render_size = ((0.0, 64), (0.7, 128))
     config.albedo_steps = 1000
+    config.front_after = 0.0  # 0.5: ask the prior half-way which side is the front
     config.mlp_background = True
     config.textured_backdrops = False
     config.field = group(

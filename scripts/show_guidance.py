@@ -64,15 +64,15 @@ def main() -> None:
     if not all(0.0 <= share <= 1.0 for share in given.t):
         raise UserError(f"--t must be shares of T, 0 to 1; got {given.t}")
 
-    c, scene, field = load_scene(given.run)
+    c, scene, state = load_scene(given.run)
     prior, params = load_prior(c.weights, c.prior)
     distance, focal = (sum(ends) / 2 for ends in (c.camera.distance, c.camera.focal))
     camera = orbit(given.azimuth, given.elevation, distance, focal)
     albedo = Shading(camera.position, jnp.float32(1.0), jnp.float32(0.0), jnp.float32(0.0))
     variance = jnp.float32(c.encoding.variance[1])
     rgb = render_image(
-        field_fn(field, scene), camera, prior.image_size, variance, albedo, GREY, scene.render,
-        with_normals=False,
+        field_fn(state.params, scene, state.front), camera, prior.image_size, variance, albedo,
+        GREY, scene.render, with_normals=False,
     ).rgb  # fmt: skip
     word = int(view_index(camera.azimuth, camera.elevation))
     columns = []

@@ -59,7 +59,7 @@ def test_the_papers_step_is_lowered_for_a_tpu(quick_compilation):
     """The whole step as the task makes it, over a pmap, of smaller size; no TPU is needed."""
     small = dict(prompt="a red ball", batch_views=1, steps_per_dispatch=2, render_size=((0.0, 16),))
     c = build(dream.DreamConfig, {**settings_of("tpu_v4.py"), **small})
-    objective, told = dream.objective_of(c)
+    objective, told, _ = dream.objective_of(c)
     scene, tx = dream.step_config(c), make_optimizer(c.optimizer, c.steps)
     update = lambda *args: apply_gradients(tx, *args)  # noqa: E731
     step = make_sds_step(objective(False), scene, update, parallel.mean, 16, True)

@@ -20,6 +20,7 @@ from dreamjax.distill.sds import Objective
 from dreamjax.distill.views import Views
 from dreamjax.scene.background import BackgroundMLP, backdrop_rgb, sample_backdrop
 from dreamjax.scene.camera import CameraConfig, sample_camera, view_index
+from dreamjax.scene.encoding import quarter_turns
 from dreamjax.scene.field import Field, FieldConfig
 from dreamjax.scene.rays import camera_rays
 from dreamjax.scene.regularizers import opacity_entropy, opacity_loss, transmittance_loss
@@ -29,11 +30,16 @@ from dreamjax.scene.textures import random_texture
 
 
 class SceneState(NamedTuple):
-    """One scene being distilled; `step` counts finished steps."""
+    """One scene being distilled; `step` counts finished steps.
+
+    `front` says where the object's front is: so many quarter turns from azimuth 0,
+    counter-clockwise seen from above. Views are named from there.
+    """
 
     step: Int[Array, ""]
     params: PyTree
     opt_state: PyTree
+    front: Int[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,12 +106,22 @@ def init_scene(key: Key[Array, ""], config: StepConfig, tx) -> SceneState:
     params = {"field": Field(config.field).init(key_field, point, point)["params"]}
     if config.mlp_background:
         params["background"] = BackgroundMLP().init(key_background, point)["params"]
-    return SceneState(jnp.zeros((), jnp.int32), params, tx.init(params))
+    zero = jnp.zeros((), jnp.int32)
+    return SceneState(zero, params, tx.init(params), zero)
 
 
-def field_fn(params: PyTree, config: StepConfig) -> Callable:
-    """The scene's field as a function of Gaussians."""
-    return lambda mean, var: Field(config.field).apply({"params": params["field"]}, mean, var)
+def field_fn(params: PyTree, config: StepConfig, front: Int[Array, ""] | None = None) -> Callable:
+    """The scene's field as a function of Gaussians.
+
+    With `front`, a state's, it is turned so that the object's front is at azimuth 0.
+    """
+
+    def field(mean, var):
+        if front is not None:
+            mean, var = quarter_turns(mean, var, front)
+        return Field(config.field).apply({"params": params["field"]}, mean, var)
+
+    return field
 
 
 def make_sds_step(
@@ -139,8 +155,9 @@ def make_sds_step(
         shading = jax.vmap(
             lambda k, position: sample_shading(k, position, config.light, config.shading)
         )(keys[:, 1], camera.position)
-        word = view_index(camera.azimuth, camera.elevation)
-        views = Views(camera, index, word, shading.textureless)
+        named = camera._replace(azimuth=camera.azimuth - 90.0 * state.front)
+        word = view_index(named.azimuth, named.elevation)
+        views = Views(named, index, word, shading.textureless)
         told = jax.tree.map(lambda x: jnp.repeat(x, config.backdrops, axis=0), views)
         number = index[:, None] * config.backdrops + jnp.arange(config.backdrops)
         told = told._replace(index=number.ravel())
@@ -191,6 +208,7 @@ def make_sds_step(
         (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         loss, metrics, grads = mean((loss, metrics, grads))
         params, opt_state, counts = update(grads, loss, state.params, state.opt_state)
-        return SceneState(state.step + 1, params, opt_state), {**metrics, **counts}
+        state = SceneState(state.step + 1, params, opt_state, state.front)
+        return state, {**metrics, **counts}
 
     return sds_step

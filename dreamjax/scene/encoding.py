@@ -6,7 +6,7 @@
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from dreamjax.scene.rays import Rays
 
@@ -68,3 +68,19 @@ def isotropic(
     dist = 0.5 * (dist_edges[..., :-1] + dist_edges[..., 1:])
     mean = rays.origin[..., None, :] + dist[..., None] * rays.direction[..., None, :]
     return mean, jnp.broadcast_to(jnp.asarray(lam, jnp.float32), (*mean.shape[:-1], 1))
+
+
+def quarter_turns(
+    mean: Float[Array, "*batch 3"], var: Float[Array, "*#batch #3"], quarters: Int[Array, ""]
+) -> tuple[Float[Array, "*batch 3"], Float[Array, "*#batch #3"]]:
+    """The Gaussians turned about z by so many right angles, counter-clockwise seen from above.
+
+    Exact, and the covariance stays diagonal, as it would not at other angles.
+    """
+    cosine = jnp.array([1.0, 0.0, -1.0, 0.0])[quarters % 4]
+    sine = jnp.array([0.0, 1.0, 0.0, -1.0])[quarters % 4]
+    x, y, z = jnp.moveaxis(mean, -1, 0)
+    mean = jnp.stack([cosine * x - sine * y, sine * x + cosine * y, z], axis=-1)
+    if var.shape[-1] == 3:
+        var = jnp.where(quarters % 2 == 1, var[..., jnp.array([1, 0, 2])], var)
+    return mean, var

@@ -18,10 +18,12 @@ from dreamjax.distill.dream_fields import (
     dream_fields_params,
     make_dream_fields,
 )
+from dreamjax.distill.facing import make_find_front
 from dreamjax.distill.sds import Objective, SdsConfig, make_sds, sds_params
 from dreamjax.distill.step import (
     EncodingConfig,
     LossConfig,
+    SceneState,
     StepConfig,
     field_fn,
     init_scene,
@@ -75,7 +77,9 @@ class DreamConfig:
     renders 32 pixels and from 70 % of the steps on 64. `albedo_steps` come first and show albedo
     alone. A latent prior is shown latents by colour, not through its encoder, for `latent_share`
     of the run. Textureless views are told the prompt without its colours and with
-    `textureless_words` behind; where there are none, the prompt as it is.
+    `textureless_words` behind; where there are none, the prompt as it is. After the share
+    `front_after` of the run the prior is asked which side of the object is its front, and views are
+    named by that from then on (`distill.facing`; 0: never).
     """
 
     prompt: str
@@ -100,6 +104,7 @@ class DreamConfig:
     latent_share: float = 0.0
     render_size: tuple[tuple[float, int], ...] = ((0.0, 32),)
     albedo_steps: int = 100
+    front_after: float = 0.0
     mlp_background: bool = False
     textured_backdrops: bool = False
     field: FieldConfig = FieldConfig()
@@ -134,8 +139,9 @@ class Phase:
 def phases(c: DreamConfig) -> list[Phase]:
     """The run cut where the render size, the use of light or the way to latents changes.
 
-    Raises UserError for a render_size that does not begin at 0 and rise, for a latent_share that is
-    no share, and for cuts that are no multiples of steps_per_dispatch.
+    Raises UserError for a render_size that does not begin at 0 and rise, for a latent_share or
+    front_after that is no share, and for steps at which something changes that are no multiples of
+    steps_per_dispatch.
     """
     shares = [share for share, _ in c.render_size]
     if not shares or shares[0] != 0.0 or sorted(set(shares)) != shares or shares[-1] >= 1.0:
@@ -145,12 +151,15 @@ def phases(c: DreamConfig) -> list[Phase]:
         )
     if not 0.0 <= c.latent_share <= 1.0:
         raise UserError(f"latent_share is {c.latent_share}: expected 0 to 1")
+    if not 0.0 <= c.front_after < 1.0:
+        raise UserError(f"front_after is {c.front_after}: expected 0 or more and below 1")
     sizes = {round(share * c.steps): size for share, size in c.render_size}
-    latent = round(c.latent_share * c.steps)
+    latent, turn = round(c.latent_share * c.steps), round(c.front_after * c.steps)
     cuts = sorted({*sizes, min(c.albedo_steps, c.steps), latent, c.steps})
-    if any(cut % c.steps_per_dispatch for cut in cuts):
+    if any(cut % c.steps_per_dispatch for cut in (*cuts, turn)):
         raise UserError(
-            f"steps, albedo_steps, latent_share and the cuts of render_size fall at {cuts}: "
+            f"steps, albedo_steps, latent_share and the cuts of render_size fall at {cuts}, "
+            f"front_after at {turn}: "
             f"expected multiples of steps_per_dispatch, {c.steps_per_dispatch}"
         )
     found = []
@@ -181,7 +190,7 @@ def run(config, workdir: str) -> None:
     config = to_plain(config)
     config.pop("prompts", None)  # so that a run is the same, wherever its prompt came from
     devices = parallel.devices_for(c.batch_views)
-    objective, objective_params = objective_of(c)
+    objective, objective_params, find_front = objective_of(c)
     workdir = check_workdir(workdir, config, harmless=HARMLESS)
 
     scene = step_config(c)
@@ -204,13 +213,23 @@ def run(config, workdir: str) -> None:
         step = make_sds_step(asked, scene, update, parallel.mean, phase.size, phase.shaded)
         return parallel.pmap(parallel.repeat(step, c.steps_per_dispatch), devices, shared=2)
 
+    turn = round(c.front_after * c.steps)
+
     def take(step, state):
+        if step == turn > 0:
+            mine, params, key = parallel.first_copy((state, objective_params, base_key))
+            found = find_front(params, mine.params, step, jax.random.fold_in(key, c.steps))
+            state = state._replace(front=parallel.replicate(found.front, devices))
         phase = next(phase for phase in cuts if step < phase.stop)
         return compiled(phase)(state, index, objective_params, base_key)
 
     def after(done, state, bar, log):
         if done % c.export.views_every < c.steps_per_dispatch:
-            _write_views(workdir, draw_views(parallel.first_copy(state.params), done))
+            _write_views(workdir, draw_views(parallel.first_copy(state), done))
+        if done == turn > 0:
+            bar.note("asking the prior which side is the front ...")
+        if done == turn + c.steps_per_dispatch and turn > 0:
+            bar.note(f"the front is at {90 * int(state.front)} degrees; views are named from there")
 
     state = train(
         take,
@@ -224,20 +243,23 @@ def run(config, workdir: str) -> None:
         show=("opacity", "grad_norm"),
         after=after,
     )
-    _export(workdir, c, scene, parallel.first_copy(state.params), config)
+    _export(workdir, c, scene, parallel.first_copy(state), config)
 
 
-def objective_of(c: DreamConfig) -> tuple[Callable[[bool], Objective], PyTree]:
-    """What the scene is asked to please, for the latent part of the run or not; its parameters.
+def objective_of(c: DreamConfig) -> tuple[Callable[[bool], Objective], PyTree, Callable | None]:
+    """What the scene is asked to please, for the latent part of the run or not; its parameters; and
+    what finds the object's front by them.
 
     Raises UserError for weights that cannot be had or do not go with the config.
     """
     if c.dream_fields is not None:
+        if c.front_after:
+            raise UserError(f"front_after is {c.front_after}, but dream_fields cannot find a front")
         if not c.weights:
             raise UserError("dream_fields needs CLIP: name its weights, a folder or repository id")
         clip, clip_params = clips.load(c.weights, c.prior.dtype, c.prior.remat)
         params = dream_fields_params(clip, clip_params, c.prompt)
-        return lambda latent: make_dream_fields(clip, c.dream_fields), params
+        return lambda latent: make_dream_fields(clip, c.dream_fields), params, None
     prior, prior_params = load_prior(c.weights, c.prior)
     if c.latent_share:
         if not isinstance(prior, StableDiffusion):
@@ -246,9 +268,11 @@ def objective_of(c: DreamConfig) -> tuple[Callable[[bool], Objective], PyTree]:
     sds = SdsConfig(**{f.name: getattr(c, f.name) for f in dataclasses.fields(SdsConfig)})
     bare = f"{colorless(c.prompt)} {c.textureless_words}" if c.textureless_words.strip() else ""
     params = sds_params(prior, prior_params, c.prompt, c.negative_prompt, bare)
-    return lambda latent: make_sds(
-        prior, sds, c.steps, prior.encode_linear if latent else prior.encode
-    ), params
+
+    def objective(latent):
+        return make_sds(prior, sds, c.steps, prior.encode_linear if latent else prior.encode)
+
+    return objective, params, make_find_front(prior, step_config(c))
 
 
 def headlight(camera_position) -> Shading:
@@ -258,15 +282,15 @@ def headlight(camera_position) -> Shading:
 
 
 def _view_renderer(scene: StepConfig, size: int):
-    """A function from parameters, step and (azimuth, elevation) pairs to stacked renderings."""
+    """A function from state, step and (azimuth, elevation) pairs to stacked renderings."""
     distance = sum(scene.camera.distance) / 2
     focal = sum(scene.camera.focal) / 2
 
     @jax.jit
-    def one(params, variance, azimuth, elevation):
+    def one(params, front, variance, azimuth, elevation):
         camera = orbit(azimuth, elevation, distance, focal)
         return render_image(
-            field_fn(params, scene),
+            field_fn(params, scene, front),
             camera,
             size,
             variance,
@@ -275,11 +299,12 @@ def _view_renderer(scene: StepConfig, size: int):
             scene.render,
         )
 
-    def draw(params, step, angles=ANGLES, shown=lambda count: None):
+    def draw(state, step, angles=ANGLES, shown=lambda count: None):
         variance = ramp(scene.encoding.variance, step, scene.encoding.ramp_steps)
         seen = []
         for azimuth, elevation in angles:
-            seen.append(jax.device_get(one(params, variance, azimuth, elevation)))
+            picture = one(state.params, state.front, variance, azimuth, elevation)
+            seen.append(jax.device_get(picture))
             shown(len(seen))
         return jax.tree.map(lambda *leaves: np.stack(leaves), *seen)
 
@@ -291,22 +316,23 @@ def _write_views(workdir: Path, seen) -> None:
     write_png(workdir / "views.png", sheet)
 
 
-def _export(workdir: Path, c: DreamConfig, scene: StepConfig, params, settings) -> None:
+def _export(workdir: Path, c: DreamConfig, scene: StepConfig, state: SceneState, settings) -> None:
     """Write views, turntable, mesh and report, and say so."""
     began = time.monotonic()
-    _write_views(workdir, _view_renderer(scene, c.export.views_size)(params, c.steps))
+    _write_views(workdir, _view_renderer(scene, c.export.views_size)(state, c.steps))
     frames = c.export.video_frames
     angles = tuple((360.0 * i / frames, 15.0) for i in range(frames))
     print("the turntable:")
     with Progress(frames) as bar:
         draw = _view_renderer(scene, c.export.video_size)
         write_video(
-            workdir / "turntable.mp4", to_uint8(draw(params, c.steps, angles, bar.update).rgb)
+            workdir / "turntable.mp4", to_uint8(draw(state, c.steps, angles, bar.update).rgb)
         )
     print("the mesh ...", flush=True)
 
     variance = jnp.full((1, 3), scene.encoding.variance[1], jnp.float32)
-    query = jax.jit(lambda points: field_fn(params, scene)(points, variance))
+    field = field_fn(state.params, scene, state.front)
+    query = jax.jit(lambda points: field(points, variance))
     missing = None
     try:
         mesh = extract_mesh(
@@ -343,8 +369,8 @@ def _export(workdir: Path, c: DreamConfig, scene: StepConfig, params, settings) 
         print(f"wrote {workdir / name}")
 
 
-def load_scene(run_dir: str | Path) -> tuple[DreamConfig, StepConfig, PyTree]:
-    """The config, the scene and the parameters of the finished run in `run_dir`.
+def load_scene(run_dir: str | Path) -> tuple[DreamConfig, StepConfig, SceneState]:
+    """The config, the scene and the state of the finished run in `run_dir`.
 
     Raises UserError where there is no run of this task, or one that is not finished.
     """
@@ -366,4 +392,4 @@ def load_scene(run_dir: str | Path) -> tuple[DreamConfig, StepConfig, PyTree]:
     done = int(state.step) if state else 0
     if done < c.steps:
         raise UserError(f"the run in {run_dir} is not finished: step {done} of {c.steps}")
-    return c, scene, state.params
+    return c, scene, state

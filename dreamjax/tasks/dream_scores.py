@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from dreamjax.distill.step import StepConfig, field_fn, ramp
+from dreamjax.distill.step import SceneState, StepConfig, field_fn, ramp
 from dreamjax.errors import UserError
 from dreamjax.evaluate import probe as probes
 from dreamjax.evaluate import truth
@@ -136,12 +136,12 @@ def score(
                 skipped.append(f"{place.name}: no caption of the toybox with a colour: {prompt}")
                 continue
             try:
-                settings, scene, params = dream.load_scene(place)
+                settings, scene, state = dream.load_scene(place)
                 mesh = read_mesh(place / "mesh.glb") if (place / "mesh.glb").exists() else None
             except UserError as error:
                 skipped.append(str(error))
                 continue
-            pictures = dream_pictures(settings, scene, params, c)
+            pictures = dream_pictures(settings, scene, state, c)
             meshed = mesh_pictures(mesh, scene.camera, c)
             real = truth_pictures(scene.camera, meaning, c, jax.random.key(seed))
             counts, seen = score_views(pictures, meshed, meaning, probe)
@@ -174,8 +174,8 @@ def _takings(config: CameraConfig, elevation: float, textureless: bool) -> truth
 
 
 @partial(jax.jit, static_argnames=("scene", "size"))
-def _draw(scene: StepConfig, params, variance, taking: truth.Taking, size: int):
-    field = field_fn(params, scene)
+def _draw(scene: StepConfig, params, front, variance, taking: truth.Taking, size: int):
+    field = field_fn(params, scene, front)
     behind = jnp.full((1, 1, 3), BACKDROP)
 
     def one(t):
@@ -186,11 +186,14 @@ def _draw(scene: StepConfig, params, variance, taking: truth.Taking, size: int):
     return probes.shrink(rgb), probes.shrink(opacity)[..., 0]
 
 
-def dream_pictures(settings: dream.DreamConfig, scene: StepConfig, params, c: DreamsConfig) -> Seen:
+def dream_pictures(
+    settings: dream.DreamConfig, scene: StepConfig, state: SceneState, c: DreamsConfig
+) -> Seen:
     """A finished dream's field from `AZIMUTHS`."""
     variance = ramp(scene.encoding.variance, settings.steps, scene.encoding.ramp_steps)
     takings = (_takings(scene.camera, c.elevation, bare) for bare in (False, True))
-    (colored, opacity), (bare, _) = (_draw(scene, params, variance, t, c.size) for t in takings)
+    draw = lambda taking: _draw(scene, state.params, state.front, variance, taking, c.size)  # noqa: E731
+    (colored, opacity), (bare, _) = map(draw, takings)
     return Seen(*map(np.asarray, (colored, bare, opacity)))
 
 

@@ -44,13 +44,14 @@ def score(
         for number, (place, prompt) in enumerate(runs.items()):
             try:
                 r_precision.find_captions(captions, [prompt])
-                c, scene, params = dream.load_scene(place)
+                c, scene, state = dream.load_scene(place)
             except UserError as error:
                 skipped.append(f"{place.name}: {error}")
                 continue
             variance = ramp(scene.encoding.variance, c.steps, scene.encoding.ramp_steps)
             for textureless, kept in ((0.0, colored), (1.0, bare)):
-                kept.append(np.asarray(_draw(scene, params, variance, textureless, size)))
+                seen = _draw(scene, state.params, state.front, variance, textureless, size)
+                kept.append(np.asarray(seen))
             said.append(prompt)
             bar.update(number + 1)
     if not said:
@@ -70,10 +71,10 @@ def score(
 
 @partial(jax.jit, static_argnames=("scene", "size"))
 def _draw(
-    scene: StepConfig, params: PyTree, variance, textureless, size: int
+    scene: StepConfig, params: PyTree, front, variance, textureless, size: int
 ) -> Float[np.ndarray, "v size size 3"]:
     distance, focal = (sum(ends) / 2 for ends in (scene.camera.distance, scene.camera.focal))
-    field, white = field_fn(params, scene), jnp.ones((1, 1, 3))
+    field, white = field_fn(params, scene, front), jnp.ones((1, 1, 3))
 
     def one(azimuth):
         camera = orbit(azimuth, ELEVATION, distance, focal)

@@ -73,7 +73,7 @@ def test_eight_devices_give_one_devices_raw_gradient():
     assert done.returncode == 0 and done.stdout.endswith("agree\n"), done.stderr[-2000:]
 
 
-def shown(index, **changes):
+def shown(index, front=0, **changes):
     """The pictures of an opaque ball that an objective is shown, and the views that it is told."""
     scene = StepConfig(
         field=FieldConfig(width=8, blocks=1, density_bias=9.0),
@@ -88,9 +88,23 @@ def shown(index, **changes):
     tx = optax.identity()
     update = lambda grads, loss, params, opt_state: (params, opt_state, {})  # noqa: E731
     step = make_sds_step(objective, scene, update, lambda tree: tree, 12, False)
-    state = init_scene(jax.random.key(0), scene, tx)
-    metrics = jax.jit(step)(state, jnp.asarray(index), None, jax.random.key(1))[1]
+    state = init_scene(jax.random.key(0), scene, tx)._replace(front=jnp.int32(front))
+    after, metrics = jax.jit(step)(state, jnp.asarray(index), None, jax.random.key(1))
+    assert int(after.front) == front
     return np.asarray(metrics["rgb"]), metrics["views"]
+
+
+def test_views_are_named_from_the_front(quick_compilation):
+    rgb, views = shown(range(6))
+    same, named = shown(range(6), front=3)
+    np.testing.assert_array_equal(same, rgb)
+    np.testing.assert_allclose(named["camera"].azimuth, views["camera"].azimuth - 270.0, atol=1e-4)
+    np.testing.assert_array_equal(named["camera"].position, views["camera"].position)
+    off = np.abs((np.asarray(named["camera"].azimuth) + 180.0) % 360.0 - 180.0)
+    around = np.where(off <= 45.0, 0, np.where(off >= 135.0, 2, 1))
+    word = np.where(np.asarray(views["camera"].elevation) > 60.0, 3, around)
+    np.testing.assert_array_equal(named["word"], word)
+    assert (word != np.asarray(views["word"])).any()
 
 
 @pytest.mark.slow

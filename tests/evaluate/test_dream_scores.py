@@ -96,7 +96,7 @@ def test_a_finished_run_is_loaded_and_an_unfinished_one_is_refused(tmp_path):
     params = finish(tmp_path / "done", DREAM)
     c, scene, loaded = dream.load_scene(tmp_path / "done")
     assert c.prompt == "a red mug" and scene.field.width == 8
-    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
     finish(tmp_path / "begun", DREAM, step=1)
     with pytest.raises(UserError, match="not finished: step 1 of 3"):
         dream.load_scene(tmp_path / "begun")

@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamjax.scene.encoding import conical_frustum_gaussian, integrated_pos_enc, isotropic
+from dreamjax.scene.encoding import (
+    conical_frustum_gaussian,
+    integrated_pos_enc,
+    isotropic,
+    quarter_turns,
+)
 from dreamjax.scene.rays import Rays
 
 RNG = np.random.default_rng(3)
@@ -109,3 +114,22 @@ def test_isotropic_gaussian_is_the_midpoint_with_lambda():
     expected = ORIGIN + np.array([[0.625], [1.375]]) * DIRECTION
     np.testing.assert_allclose(mean, expected, atol=1e-6)
     np.testing.assert_array_equal(var, np.full((2, 1), 0.03, np.float32))
+
+
+@pytest.mark.parametrize("quarters", [0, 1, 2, 3, 5])
+def test_quarter_turns_against_a_rotation_matrix(quarters):
+    angle = 0.5 * np.pi * quarters
+    rotation = np.array(
+        [
+            [np.cos(angle), -np.sin(angle), 0.0],
+            [np.sin(angle), np.cos(angle), 0.0],
+            [0.0, 0.0, 1.0],
+        ]
+    )
+    mean, var = np.float32(RNG.normal(size=(7, 3))), np.float32(RNG.uniform(0.1, 1, (7, 3)))
+    turned, spread = jax.jit(quarter_turns)(mean, var, jnp.int32(quarters))
+    np.testing.assert_allclose(turned, mean @ rotation.T, atol=1e-6)
+    whole = np.einsum("ij,nj,kj->nik", rotation, var, rotation)
+    np.testing.assert_allclose(spread, np.diagonal(whole, axis1=1, axis2=2), atol=1e-6)
+    # One variance for all directions stays one.
+    np.testing.assert_array_equal(quarter_turns(mean, var[:, :1], quarters)[1], var[:, :1])

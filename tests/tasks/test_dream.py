@@ -58,6 +58,7 @@ def make_config(weights, **changes):
             seed=1,
             steps=4,
             albedo_steps=2,
+            front_after=0.5,
             batch_views=2,
             weights=weights,
             render_size=((0.0, 16),),
@@ -114,20 +115,21 @@ def test_a_run_leaves_what_it_promises(straight):
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_bit_for_bit(weights, straight, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("last", [2, 3], ids=["before the front is looked for", "after"])
+def test_a_stopped_run_goes_on_bit_for_bit(weights, straight, last, tmp_path, monkeypatch, capsys):
     update = Progress.update
 
-    def stop_at_3(self, step, metrics=None):
+    def stop(self, step, metrics=None):
         update(self, step, metrics)
-        if step == 3:
+        if step == last:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(Progress, "update", stop_at_3)
+    monkeypatch.setattr(Progress, "update", stop)
     workdir = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
         dream.run(make_config(weights), workdir)
-    assert "saved step 3" in capsys.readouterr().out
-    with pytest.raises(UserError, match="not finished: step 3 of 4"):
+    assert f"saved step {last}" in capsys.readouterr().out
+    with pytest.raises(UserError, match=f"not finished: step {last} of 4"):
         dream.load_scene(workdir)
     monkeypatch.setattr(Progress, "update", update)
     dream.run(make_config(weights), workdir)
@@ -147,6 +149,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(weights, straight, tmp_path, monkeypa
         (dict(prompt="a red dragon"), "'dragon'"),
         (dict(weights="/nowhere.safetensors"), "nowhere"),
         (dict(render_size=((0.5, 16),)), "render_size"),
+        (dict(front_after=1.0), "front_after is 1.0: expected 0 or more and below 1"),
+        (dict(front_after=0.25, steps_per_dispatch=2), "front_after at 1: expected multiples"),
+        (dict(front_after=0.5, dream_fields={}), "dream_fields cannot find a front"),
         (dict(t_range=(0.9, 0.1)), "t_range"),
         (dict(batch_views=0), "at least one"),
     ],
