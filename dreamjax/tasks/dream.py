@@ -18,7 +18,7 @@ from dreamjax.distill.dream_fields import (
     dream_fields_params,
     make_dream_fields,
 )
-from dreamjax.distill.facing import make_find_front
+from dreamjax.distill.facing import Facing, make_find_front
 from dreamjax.distill.sds import Objective, SdsConfig, make_sds, sds_params
 from dreamjax.distill.step import (
     EncodingConfig,
@@ -213,12 +213,13 @@ def run(config, workdir: str) -> None:
         step = make_sds_step(asked, scene, update, parallel.mean, phase.size, phase.shaded)
         return parallel.pmap(parallel.repeat(step, c.steps_per_dispatch), devices, shared=2)
 
-    turn = round(c.front_after * c.steps)
+    turn, facings = round(c.front_after * c.steps), []
 
     def take(step, state):
         if step == turn > 0:
             mine, params, key = parallel.first_copy((state, objective_params, base_key))
             found = find_front(params, mine.params, step, jax.random.fold_in(key, c.steps))
+            facings.append(found)
             state = state._replace(front=parallel.replicate(found.front, devices))
         phase = next(phase for phase in cuts if step < phase.stop)
         return compiled(phase)(state, index, objective_params, base_key)
@@ -228,8 +229,8 @@ def run(config, workdir: str) -> None:
             _write_views(workdir, draw_views(parallel.first_copy(state), done))
         if done == turn > 0:
             bar.note("asking the prior which side is the front ...")
-        if done == turn + c.steps_per_dispatch and turn > 0:
-            bar.note(f"the front is at {90 * int(state.front)} degrees; views are named from there")
+        if done == turn + c.steps_per_dispatch and facings:
+            bar.note(_told(facings[0]))
 
     state = train(
         take,
@@ -273,6 +274,16 @@ def objective_of(c: DreamConfig) -> tuple[Callable[[bool], Objective], PyTree, C
         return make_sds(prior, sds, c.steps, prior.encode_linear if latent else prior.encode)
 
     return objective, params, make_find_front(prior, step_config(c))
+
+
+def _told(found: Facing) -> str:
+    """What a person is told about the front that was found."""
+    if not found.front:
+        return "the front is at azimuth 0, where it should be"
+    return (
+        f"the front is at azimuth {90 * int(found.front)}, by {found.gain / found.error:.1f} "
+        "standard errors; views are named from there"
+    )
 
 
 def headlight(camera_position) -> Shading:
@@ -360,7 +371,7 @@ def _export(workdir: Path, c: DreamConfig, scene: StepConfig, state: SceneState,
         },
         settings=settings,
         seconds=spent(workdir) + time.monotonic() - began,
-        facts={},
+        facts={"front found at": f"{90 * int(state.front)} degrees"} if c.front_after else {},
     )
     write_report(workdir / "report.html", report)
     if missing:
