@@ -107,7 +107,9 @@ def test_a_run_leaves_what_it_promises(straight):
     assert json.loads((straight / "config.json").read_text())["prompt"] == PROMPT
     mesh = read_mesh(straight / "mesh.glb")
     assert len(mesh.faces) > 100 and np.abs(mesh.vertices).max() <= 1.1
-    assert PROMPT in (straight / "report.html").read_text()
+    report = (straight / "report.html").read_text()
+    front = int(dream.load_scene(straight)[2].front)
+    assert PROMPT in report and f"front found at: {90 * front} degrees" in report
     rows = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert all(row["grad_norm"] > 0 and 0 < row["opacity"] < 1 for row in rows)
