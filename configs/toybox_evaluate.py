@@ -36,7 +36,7 @@ def get_config() -> config_dict.ConfigDict:
         dict(per_view=4, random=256, guidance_scale=4.0, steps=30)
     )
     config.eval = config_dict.ConfigDict(
-        dict(dreams="", run_missing=False, elevation=17.5, size=64, truths=4)
+        dict(dreams="", run_missing=False, elevation=17.5, size=64, truths=4, silhouettes=32)
     )
     config.dream = _dream()
     return config

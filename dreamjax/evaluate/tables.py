@@ -21,6 +21,7 @@ DREAM_HEADS = {
     "geometry": "kind, textureless",
     "faces": "second faces",
     "solid": "solid",
+    "silhouette": "silhouette",
     "mesh_object": "all three, mesh",
     "mesh_geometry": "kind, textureless mesh",
 }

@@ -3,8 +3,9 @@
 A dream is seen from eight azimuths, in colour and textureless, twice: its field, and the mesh that
 the run wrote. Kind and colours are read from the colour pictures, the kind as geometry alone shows
 it from the textureless ones. The view that each side looks like is held against the one it is,
-where a second face shows as a side or back that looks like a front. Haze, which the probe hardly
-notices, shows as pixels that are neither empty nor opaque.
+where a second face shows as a side or back that looks like a front. What the probe hardly notices
+needs no probe: haze shows as pixels that are neither empty nor opaque, and a wrong shape, or one
+that stands the wrong way round, as silhouettes unlike those of ground truth.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ from dreamjax.errors import UserError
 from dreamjax.evaluate import probe as probes
 from dreamjax.evaluate import truth
 from dreamjax.evaluate.prompts import PROMPTS, Meaning, parse
-from dreamjax.evaluate.scores import Count, confusion
+from dreamjax.evaluate.scores import Count, confusion, total
 from dreamjax.evaluate.tables import (
     DREAM_HEADS,
     SPLITS,
@@ -43,6 +44,7 @@ from dreamjax.scene.camera import VIEW_WORDS, CameraConfig, orbit, view_index
 from dreamjax.scene.render import render_image
 from dreamjax.tasks import dream
 from dreamjax.tasks.many import attempt, prompts_of, slug
+from dreamjax.toybox.render import Picture
 from dreamjax.training.metrics import Progress
 
 # Between the azimuths where the view's name changes: two fronts, four sides, two backs.
@@ -60,7 +62,8 @@ class DreamsConfig:
     """Which runs are scored, all those in the folder `dreams` ("" for none), and how.
 
     `run_missing` makes those of the fixed prompts that are not there. `elevation` is in degrees,
-    `size` in pixels; `truths` objects a prompt are drawn for the ceiling. With `clips`, folders or
+    `size` in pixels; `truths` objects a prompt are drawn for the ceiling, and as many as
+    `silhouettes` to find the one whose silhouettes are the nearest. With `clips`, folders or
     repository ids, the scores are theirs: `prompts` is the file of captions, `clip_size` in pixels.
     """
 
@@ -69,6 +72,7 @@ class DreamsConfig:
     elevation: float = 17.5
     size: int = 64
     truths: int = 4
+    silhouettes: int = 32
     prompts: str = ""
     clips: tuple[str, ...] = ()
     clip_size: int = 128
@@ -146,6 +150,10 @@ def score(
             real = truth_pictures(scene.camera, meaning, c, jax.random.key(seed))
             counts, seen = score_views(pictures, meshed, meaning, probe)
             ceiling, real_seen = score_views(real, (real.colored, real.bare), meaning, probe)
+            masks = truth_silhouettes(scene.camera, meaning, c, jax.random.key(seed + 1))
+            counts["silhouette"] = overlap(pictures.opacity, masks)
+            rounds = real.opacity.reshape(c.truths, *masks.shape[1:])
+            ceiling["silhouette"] = total(overlap(mask, masks) for mask in rounds)
             can_tell = tellable(probe, meaning.kind)
             if can_tell:
                 looks["dreams"] += seen
@@ -217,17 +225,46 @@ def mesh_pictures(
 
 def truth_pictures(config: CameraConfig, meaning: Meaning, c: DreamsConfig, key) -> Seen:
     """Ground truth of the same prompt, `truths` objects, from these cameras and in this light."""
-    count = c.truths * len(AZIMUTHS)
-    # One key an object: its eight pictures show the same proportions and shades.
-    keys = jnp.repeat(jax.random.split(key, c.truths), len(AZIMUTHS))
-    colors = np.tile([meaning.first, meaning.second], (count, 1))
-    subject = truth.Subject(np.full(count, meaning.kind), colors)
-    repeated = lambda leaf: jnp.concatenate([leaf] * c.truths)  # noqa: E731
     colored, bare = (
-        truth.pictures(keys, subject, jax.tree.map(repeated, _takings(config, c.elevation, bare)))
-        for bare in (False, True)
+        _truth_views(config, meaning, c.truths, c.elevation, bare, key) for bare in (False, True)
     )
     return Seen(colored.rgb, bare.rgb, colored.mask)
+
+
+def truth_silhouettes(
+    config: CameraConfig, meaning: Meaning, c: DreamsConfig, key
+) -> Float[np.ndarray, "n views s s"]:
+    """How much of each pixel as many objects of the same prompt as `silhouettes` cover."""
+    masks = _truth_views(config, meaning, c.silhouettes, c.elevation, False, key).mask
+    return masks.reshape(c.silhouettes, len(AZIMUTHS), *masks.shape[1:])
+
+
+def _truth_views(
+    config: CameraConfig, meaning: Meaning, objects: int, elevation: float, textureless: bool, key
+) -> Picture:
+    """Pictures of so many objects of the prompt, one object after the other from `AZIMUTHS`."""
+    count = objects * len(AZIMUTHS)
+    # One key an object: its eight pictures show the same proportions and shades.
+    keys = jnp.repeat(jax.random.split(key, objects), len(AZIMUTHS))
+    colors = np.tile([meaning.first, meaning.second], (count, 1))
+    subject = truth.Subject(np.full(count, meaning.kind), colors)
+    repeated = lambda leaf: jnp.concatenate([leaf] * objects)  # noqa: E731
+    taking = jax.tree.map(repeated, _takings(config, elevation, textureless))
+    return truth.pictures(keys, subject, taking)
+
+
+def overlap(
+    opacity: Float[np.ndarray, "views s s"], masks: Float[np.ndarray, "n views s s"]
+) -> Count:
+    """Intersection and union of the silhouettes of one object and of the nearest of `masks`.
+
+    Both are sums over all views and pixels, the intersection of the lesser and the union of the
+    greater of the two opacities, rounded to whole pixels; nearest is where their ratio is highest.
+    """
+    shared = np.minimum(opacity, masks).sum(axis=(1, 2, 3))
+    either = np.maximum(opacity, masks).sum(axis=(1, 2, 3))
+    best = np.argmax(shared / np.maximum(either, 1e-6))
+    return Count(round(float(shared[best])), round(float(either[best])))
 
 
 def score_views(
@@ -263,11 +300,12 @@ def page(
         {len(rows)} dreams from {len(AZIMUTHS)} azimuths at elevation {c.elevation:g} degrees. Kind
         and colours are read from the colour render, the kind once more from the textureless one.
         Second faces are sides and backs that look like a front: fewer is better. Solid are pixels
-        more than {SOLID:g} opaque, of those above {SEEN:g}: the rest is outline or haze. The last
-        two columns are read from the mesh instead of the field. The ceiling is the same for
-        ground-truth renders of {c.truths} objects of each prompt. The totals of views are over
-        kinds whose sides differ. Right in all three from all sides: {whole("object")} of
-        {len(rows)} dreams, {whole("mesh_object")} of their meshes."""
+        more than {SOLID:g} opaque, of those above {SEEN:g}: the rest is outline or haze. Silhouette
+        is intersection over union, in pixels of all sides, with the nearest of {c.silhouettes}
+        ground-truth objects. The last two columns are read from the mesh instead of the field. The
+        ceiling is the same for ground-truth renders of {c.truths} objects of each prompt. The
+        totals of views are over kinds whose sides differ. Right in all three from all sides:
+        {whole("object")} of {len(rows)} dreams, {whole("mesh_object")} of their meshes."""
     scores = [sum_split(f"{name} prompts", rows, held) for name, held in SPLITS]
     parts = [
         "### Dreams",

@@ -57,6 +57,31 @@ def test_what_is_seen_is_counted(monkeypatch):
     np.testing.assert_array_equal(looks, [[1, 0, 0, 1], [1, 3, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]])
 
 
+def test_silhouettes_are_held_against_the_nearest():
+    rng = np.random.default_rng(0)
+    masks = rng.uniform(0.0, 1.0, (5, 8, 6, 6))
+    opacity = np.clip(masks[3] + rng.normal(0.0, 0.1, masks[3].shape), 0.0, 1.0)
+    shared = sum(min(a, b) for a, b in zip(opacity.ravel(), masks[3].ravel(), strict=True))
+    either = sum(max(a, b) for a, b in zip(opacity.ravel(), masks[3].ravel(), strict=True))
+    assert dream_scores.overlap(opacity, masks) == Count(round(shared), round(either))
+    assert dream_scores.overlap(np.zeros_like(opacity), masks).right == 0
+
+
+@pytest.mark.slow
+def test_a_chair_turned_round_has_other_silhouettes():
+    """From the front and the back of a chair the probe sees much the same; from between it stands
+    the other way."""
+    c, camera = dream_scores.DreamsConfig(truths=2, silhouettes=16), CameraConfig()
+    chair = parse("a purple chair")
+    masks = dream_scores.truth_silhouettes(camera, chair, c, jax.random.key(0))
+    assert masks.shape == (16, 8, 32, 32)
+    real = dream_scores.truth_pictures(camera, chair, c, jax.random.key(1)).opacity
+    for right in real.reshape(2, 8, 32, 32):
+        assert dream_scores.overlap(right, masks).share > 0.85
+        for turned in (2, 4, 6):  # by so many eighths
+            assert dream_scores.overlap(np.roll(right, turned, axis=0), masks).share < 0.65
+
+
 @pytest.mark.slow
 def test_a_mesh_of_ground_truth_is_seen_as_ground_truth():
     """The house's own surface, meshed: same outline, same colours, same side to the camera."""

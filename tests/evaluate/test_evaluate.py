@@ -100,7 +100,7 @@ def test_the_whole_task(monkeypatch, tmp_path, probe, capsys):
         "weights": str(tmp_path / "prior.safetensors"),
         "probe": str(tmp_path / "probe.safetensors"),
         "samples": {"per_view": 1, "random": 8, "steps": 2},
-        "eval": {"dreams": str(dreams), "size": 32, "truths": 1},
+        "eval": {"dreams": str(dreams), "size": 32, "truths": 1, "silhouettes": 8},
         "dream": {},
     }
     evaluate.run(config, str(tmp_path / "out"))
@@ -123,11 +123,13 @@ def test_the_whole_task(monkeypatch, tmp_path, probe, capsys):
         **dict.fromkeys(("kind", "first", "second", "object", "view", "geometry"), 8),
         **dict.fromkeys(("mesh_object", "mesh_geometry"), 8),
         "faces": 6,
-        "solid": score["counts"]["solid"][1],
+        **{head: score["counts"][head][1] for head in ("solid", "silhouette")},
     }
     assert 0 <= score["counts"]["solid"][0] <= score["counts"]["solid"][1] < 8 * 32 * 32
     ceiling = score["ceiling"]["solid"]
     assert 0.5 < ceiling[0] / ceiling[1] < 1.0  # ground truth has an outline, but no haze
+    fog, mug = (Count(*score[of]["silhouette"]).share for of in ("counts", "ceiling"))
+    assert fog < 0.8 < mug < 1.0
     assert np.sum(found["views"]["dreams"], axis=1).tolist() == [2, 4, 2, 0]
 
 
