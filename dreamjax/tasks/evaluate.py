@@ -74,6 +74,9 @@ def run(config, workdir: str) -> None:
     c = build(EvaluateConfig, settings)
     if not 0.0 < c.eval.elevation < 60.0:
         raise UserError(f"eval.elevation is {c.eval.elevation}: expected between 0 and 60 degrees")
+    for name in ("truths", "silhouettes"):
+        if getattr(c.eval, name) < 1:
+            raise UserError(f"eval.{name} is {getattr(c.eval, name)}: expected at least 1")
     probe = probes.load(Path(c.probe).expanduser() if c.probe else None)
     prior = None
     if c.samples.per_view or c.samples.random:

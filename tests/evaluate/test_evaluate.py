@@ -138,6 +138,7 @@ def test_the_whole_task(monkeypatch, tmp_path, probe, capsys):
     [
         ({"eval": {"dreams": "/nowhere/dreams"}}, "eval.dreams is /nowhere/dreams"),
         ({"eval": {"elevation": 75.0}}, "eval.elevation is 75"),
+        ({"eval": {"silhouettes": 0}}, "eval.silhouettes is 0: expected at least 1"),
         ({"probe": "/nowhere/probe.safetensors"}, "cannot read weights"),
     ],
 )
