@@ -39,7 +39,7 @@ def get_config() -> config_dict.ConfigDict:
     config.latent_share = 0.0
     config.render_size = ((0.0, 32),)  # (from this share of the run, pixels)
     config.albedo_steps = 100  # without light at first
-    config.front_after = 0.0  # 0.5: ask the prior half-way which side is the front
+    config.front_after = 0.5  # half-way the prior is asked which side is the front
     config.mlp_background = False  # random backdrops instead
     config.textured_backdrops = False
     config.field = group(
