@@ -112,4 +112,8 @@ def check_finite(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 def tuples(fields: Mapping) -> dict:
     """A JSON object's fields with its lists as tuples, as dataclasses have them."""
-    return {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+
+    def as_tuple(value):
+        return tuple(map(as_tuple, value)) if isinstance(value, list) else value
+
+    return {key: as_tuple(value) for key, value in fields.items()}

@@ -99,7 +99,7 @@ def ours(dtype: str) -> list[Row]:
     words = Text(jnp.zeros((4, 77, 768)), jnp.ones((4, 77), bool))
     told = SdsParams(params, words, jax.tree.map(lambda x: x[:1], words), words)
     camera = jax.tree.map(lambda x: jnp.asarray(x)[None], orbit(0.0, 20.0, 3.0, 1.2))
-    views = Views(camera, jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32), jnp.zeros(1))
+    views = Views(camera, jnp.zeros(1, jnp.int32), jnp.zeros(1))
     push = lambda told, rgb: jax.grad(lambda x: objective(told, x, views, key, 0)[0])(rgb)  # noqa: E731
     rows.append(measure(SDS, "pictures", 1, push, told, rgb[:, :64, :64]))
 

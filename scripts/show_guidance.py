@@ -20,7 +20,7 @@ from dreamjax.distill.prompts import embed_views
 from dreamjax.distill.step import field_fn
 from dreamjax.errors import UserError
 from dreamjax.export.sheet import grid, write_png
-from dreamjax.scene.camera import VIEW_WORDS, orbit, view_index
+from dreamjax.scene.camera import all_names, name_index, orbit
 from dreamjax.scene.render import render_image
 from dreamjax.scene.shading import Shading
 from dreamjax.tasks.dream import load_scene
@@ -30,14 +30,14 @@ DRAWS = 8
 GREY = jnp.full((1, 1, 3), 0.6)
 
 
-def x_0_hats(prior, params, prompt: str, word: int, rgb, t: int, scales) -> list:
+def x_0_hats(prior, params, prompt: str, name: int, rgb, t: int, scales) -> list:
     """The mean of x_0_hat, as rgb [S, S, 3], for each guidance scale."""
     text, null = embed_views(prior, params, prompt)
     key_encode, key_eps = jax.random.split(jax.random.key(t))
     z_0 = jnp.repeat(prior.encode(params, rgb[None], key_encode), DRAWS, axis=0)
     z_t = q_sample(prior.schedule, z_0, jnp.full(DRAWS, t), jax.random.normal(key_eps, z_0.shape))
     told = jax.tree.map(
-        lambda cond, uncond: jnp.repeat(jnp.stack([cond[word], uncond[0]]), DRAWS, axis=0),
+        lambda cond, uncond: jnp.repeat(jnp.stack([cond[name], uncond[0]]), DRAWS, axis=0),
         text,
         null,
     )
@@ -74,16 +74,17 @@ def main() -> None:
         field_fn(state.params, scene, state.front), camera, prior.image_size, variance, albedo,
         GREY, scene.render, with_normals=False,
     ).rgb  # fmt: skip
-    word = int(view_index(camera.azimuth, camera.elevation))
+    name = int(name_index(prior.view_names, camera.azimuth, camera.elevation))
+    called = all_names(prior.view_names)[name]
     columns = []
     for share in given.t:
         print(f"t = {share:g} T", file=sys.stderr, flush=True)
         t = round(share * (prior.schedule.num_steps - 1))
-        columns.append(x_0_hats(prior, params, c.prompt, word, rgb, t, given.guidance))
+        columns.append(x_0_hats(prior, params, c.prompt, name, rgb, t, given.guidance))
     pictures, captions = [], []
     for row, scale in enumerate(given.guidance):
         pictures += [np.asarray(rgb), *(column[row] for column in columns)]
-        captions += [f"the {VIEW_WORDS[word]}", *(f"s {scale:g}, {share:g} T" for share in given.t)]
+        captions += [called, *(f"s {scale:g}, {share:g} T" for share in given.t)]
     write_png(given.out, grid(np.stack(pictures), len(given.t) + 1, captions))
     print(f"wrote {given.out}")
 

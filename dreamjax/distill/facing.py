@@ -22,11 +22,11 @@ from dreamjax.distill.sds import SdsParams
 from dreamjax.distill.step import StepConfig, field_fn, ramp
 from dreamjax.priors.base import Prior, Text
 from dreamjax.scene.background import backdrop_rgb, sample_backdrop
-from dreamjax.scene.camera import OVERHEAD_ELEVATION, VIEW_WORDS, orbit, view_index
+from dreamjax.scene.camera import OVERHEAD_ELEVATION, name_index, orbit
 from dreamjax.scene.render import render_image
 from dreamjax.scene.shading import sample_shading
 
-NAMES = len(VIEW_WORDS) - 1  # front, side and back; seen from overhead nothing is told apart
+TURNS = 4  # quarters
 AZIMUTHS = 24
 ELEVATIONS = tuple(OVERHEAD_ELEVATION * share for share in (0.15, 0.4, 0.65, 0.95))
 DRAWS = 10
@@ -48,11 +48,16 @@ class Facing(NamedTuple):
 
 
 def name_losses(
-    prior: Prior, params: PyTree, text: Text, z_0: Float[Array, "..."], key: Key[Array, ""]
-) -> Float[Array, "3"]:
-    """||eps_hat - eps||^2 of one view under the names front, side and back, mean over draws.
+    prior: Prior,
+    params: PyTree,
+    text: Text,
+    names: Int[Array, " n"],
+    z_0: Float[Array, "..."],
+    key: Key[Array, ""],
+) -> Float[Array, " n"]:
+    """||eps_hat - eps||^2 of one view under the names in these rows of `text`, mean over draws.
 
-    `text` has a row for each of `VIEW_WORDS`. All names are asked about the same t and noise.
+    All names are asked about the same t and noise.
     """
     key_t, key_eps = jax.random.split(key)
     low, high = timesteps.from_fractions(prior.schedule, T_RANGE)
@@ -61,24 +66,21 @@ def name_losses(
     z_t = q_sample(prior.schedule, jnp.broadcast_to(z_0, eps.shape), t, eps)
     eps_hat = prior.predict_eps(
         params,
-        jnp.concatenate([z_t] * NAMES),
-        jnp.concatenate([t] * NAMES),
-        nearest_text(text, jnp.repeat(jnp.arange(NAMES), DRAWS)),
+        jnp.concatenate([z_t] * len(names)),
+        jnp.concatenate([t] * len(names)),
+        nearest_text(text, jnp.repeat(names, DRAWS)),
     )
-    wrong = eps_hat.astype(jnp.float32).reshape(NAMES, *eps.shape) - eps
+    wrong = eps_hat.astype(jnp.float32).reshape(len(names), *eps.shape) - eps
     return jnp.sum(wrong**2, axis=tuple(range(2, wrong.ndim))).mean(axis=1)
 
 
-def likeliest(losses: Float[Array, "v 3"], azimuth: Float[Array, " v"]) -> Facing:
-    """The way round whose names have the least loss, azimuth being that of each view in degrees.
+def likeliest(losses: Float[Array, "v 4"]) -> Facing:
+    """The way round whose names have the least loss: those of each view for each quarter turn.
 
     Azimuth 0 stays the front unless another is better by `CERTAIN` standard errors.
     """
-    quarters = jnp.arange(4)
-    name = view_index(azimuth - 90.0 * quarters[:, None], 0.0)
-    told = jnp.take_along_axis(losses[None], name[..., None], axis=2)[..., 0]
-    gains = told[0] - told
-    gain, error = gains.mean(axis=1), gains.std(axis=1) / jnp.sqrt(len(azimuth))
+    gains = losses[:, :1] - losses
+    gain, error = gains.mean(axis=0), gains.std(axis=0) / jnp.sqrt(len(losses))
     best = jnp.argmax(gain)
     best = jnp.where(gain[best] > CERTAIN * error[best], best, 0)
     return Facing(best.astype(jnp.int32), gain[best], error[best])
@@ -106,7 +108,9 @@ def make_find_front(prior: Prior, config: StepConfig) -> Callable:
             behind = backdrop_rgb(sample_backdrop(keys[1]), size)
             rgb = render_image(field, camera, size, variance, light, behind, config.render).rgb
             z_0 = prior.encode(params.prior, rgb[None], keys[2])[0].astype(jnp.float32)
-            return name_losses(prior, params.prior, params.text, z_0, keys[3])
+            ways = azimuth - 90.0 * jnp.arange(TURNS)
+            names = name_index(prior.view_names, ways, elevation)
+            return name_losses(prior, params.prior, params.text, names, z_0, keys[3])
 
         azimuth, elevation = (
             grid.ravel()
@@ -115,6 +119,6 @@ def make_find_front(prior: Prior, config: StepConfig) -> Callable:
             )
         )
         keys = jax.random.split(key, len(azimuth))
-        return likeliest(jax.lax.map(losses, (azimuth, elevation, keys)), azimuth)
+        return likeliest(jax.lax.map(losses, (azimuth, elevation, keys)))
 
     return jax.jit(find_front)

@@ -27,8 +27,6 @@ from dreamjax.diffusion.guidance import classifier_free, perp_neg
 from dreamjax.diffusion.process import q_sample
 from dreamjax.diffusion.schedule import Schedule, extract
 from dreamjax.distill.prompts import (
-    FRONT,
-    SIDE,
     embed_views,
     interpolated_text,
     nearest_text,
@@ -37,6 +35,7 @@ from dreamjax.distill.prompts import (
 from dreamjax.distill.views import Views
 from dreamjax.errors import UserError
 from dreamjax.priors.base import Prior, Text
+from dreamjax.scene.camera import ViewNames, name_index
 
 Objective = Callable[
     [PyTree, Float[Array, "v h w 3"], Views, Key[Array, ""], Int[Array, ""]],
@@ -100,7 +99,7 @@ class SdsConfig:
 
 
 class SdsParams(NamedTuple):
-    """The objective's parameters: the prior's, view texts [4, L, D], the null text [1, L, D].
+    """The objective's parameters: the prior's, view texts [N, L, D], the null text [1, L, D].
 
     `bare` are the view texts of textureless views.
     """
@@ -135,8 +134,10 @@ def t_range_at(
     return low, high
 
 
-def view_texts(config: SdsConfig, params: SdsParams, views: Views) -> list[Text]:
+def view_texts(config: SdsConfig, names: ViewNames, params: SdsParams, views: Views) -> list[Text]:
     """What the prior is asked with for each view, [V, L, D] each: its text, null, and negatives."""
+    azimuth, elevation = views.camera.azimuth, views.camera.elevation
+    name = name_index(names, azimuth, elevation)
 
     def told(read):
         """What `read` makes of the view texts, of their own for textureless views."""
@@ -144,17 +145,16 @@ def view_texts(config: SdsConfig, params: SdsParams, views: Views) -> list[Text]
         choose = lambda b, x: jnp.where(shown.reshape(-1, *[1] * (x.ndim - 1)), b, x)  # noqa: E731
         return jax.tree.map(choose, read(params.bare), read(params.text))
 
-    def of_word(word):
-        return told(lambda text: nearest_text(text, jnp.full_like(views.word, word)))
+    def called(number):
+        return told(lambda text: nearest_text(text, jnp.full_like(name, number)))
 
     if config.interpolate_views:
-        azimuth, elevation = views.camera.azimuth, views.camera.elevation
-        cond = told(lambda text: interpolated_text(text, azimuth, elevation))
+        cond = told(lambda text: interpolated_text(text, azimuth, elevation, names))
     else:
-        cond = told(lambda text: nearest_text(text, views.word))
+        cond = told(lambda text: nearest_text(text, name))
     uncond = jax.tree.map(lambda x, c: jnp.broadcast_to(x, c.shape), params.null, cond)
-    negative = (FRONT, SIDE) if config.perp_neg > 0 else ()
-    return [cond, uncond, *map(of_word, negative)]
+    front_and_side = (0, len(names[0][1]) // 2)
+    return [cond, uncond, *map(called, front_and_side if config.perp_neg > 0 else ())]
 
 
 def guided(
@@ -179,10 +179,13 @@ def make_sds(
     DreamFusion eq. 3 under the normalisation above; its value is half the squared norm of
     w (eps_hat - eps), mean over views. Nothing is differentiated through the network, and params
     get no gradient. Metrics, means over views: "loss", "residual_norm" (of w (eps_hat - eps)), "t".
-    Loss and norm are those before clipping. `encode` takes the place of `prior.encode`, for a
+    Loss and norm are those before clipping. Raises UserError for perp_neg with a
+    prior whose view names have no side. `encode` takes the place of `prior.encode`, for a
     part of a run that a cheaper way into the prior's space is good enough for.
     """
     schedule = prior.schedule
+    if config.perp_neg and len(prior.view_names[0][1]) % 2 == 0:
+        raise UserError("perp_neg needs a prior with a name half-way between front and back")
     weight = WEIGHTINGS[config.weighting]
     encode = prior.encode if encode is None else encode
 
@@ -204,7 +207,7 @@ def make_sds(
         t, eps = flat(t), flat(eps)
         z_t = jax.lax.stop_gradient(q_sample(schedule, each_draw(z_0), t, eps))
 
-        texts = jax.tree.map(each_draw, view_texts(config, params, views))
+        texts = jax.tree.map(each_draw, view_texts(config, prior.view_names, params, views))
         asked = len(texts)
         eps_hats = prior.predict_eps(
             params.prior,

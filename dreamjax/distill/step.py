@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from dreamjax.distill.sds import Objective
 from dreamjax.distill.views import Views
 from dreamjax.scene.background import BackgroundMLP, backdrop_rgb, sample_backdrop
-from dreamjax.scene.camera import CameraConfig, sample_camera, view_index
+from dreamjax.scene.camera import CameraConfig, sample_camera
 from dreamjax.scene.encoding import quarter_turns
 from dreamjax.scene.field import Field, FieldConfig
 from dreamjax.scene.rays import camera_rays
@@ -156,8 +156,7 @@ def make_sds_step(
             lambda k, position: sample_shading(k, position, config.light, config.shading)
         )(keys[:, 1], camera.position)
         named = camera._replace(azimuth=camera.azimuth - 90.0 * state.front)
-        word = view_index(named.azimuth, named.elevation)
-        views = Views(named, index, word, shading.textureless)
+        views = Views(named, index, shading.textureless)
         told = jax.tree.map(lambda x: jnp.repeat(x, config.backdrops, axis=0), views)
         number = index[:, None] * config.backdrops + jnp.arange(config.backdrops)
         told = told._replace(index=number.ravel())

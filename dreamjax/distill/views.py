@@ -8,7 +8,7 @@ from dreamjax.scene.camera import Camera
 
 
 class Views(NamedTuple):
-    """V views: their cameras, numbers in the global batch, and indices into `camera.VIEW_WORDS`.
+    """V views: their cameras and numbers in the global batch.
 
     All leaves have a leading axis V. `index` is what a view's randomness is folded from, so it
     counts over all devices. `textureless` is 1 where a view shows shape alone, else 0.
@@ -16,5 +16,4 @@ class Views(NamedTuple):
 
     camera: Camera
     index: Int[Array, " v"]
-    word: Int[Array, " v"]
     textureless: Float[Array, " v"]

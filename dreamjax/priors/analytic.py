@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from dreamjax.diffusion.schedule import Schedule, extract
 from dreamjax.errors import UserError
-from dreamjax.priors.base import Text, encode_pixels
+from dreamjax.priors.base import PAPER_VIEWS, Text, encode_pixels
 
 
 class AnalyticParams(NamedTuple):
@@ -35,6 +35,7 @@ class AnalyticPrior:
     prompts: tuple[str, ...]
 
     prediction: ClassVar[str] = "eps"
+    view_names: tuple[tuple[float, tuple[str, ...]], ...] = PAPER_VIEWS
 
     def embed(self, params: AnalyticParams, prompts: Sequence[str]) -> Text:
         """Means as one token [N, 1, S*S*3] a prompt; UserError for a prompt without a mean."""

@@ -14,7 +14,10 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from dreamjax.diffusion.schedule import Schedule
 from dreamjax.nets.text import Text
 
-__all__ = ["Prior", "Text", "decode_pixels", "encode_pixels"]
+__all__ = ["PAPER_VIEWS", "Prior", "Text", "decode_pixels", "encode_pixels"]
+
+# DreamFusion's words for views, section 3.2, as `Prior.view_names`.
+PAPER_VIEWS = ((60.0, ("front view", "side view", "back view")), (90.0, ("overhead view",)))
 
 
 class Prior(Protocol):
@@ -33,6 +36,11 @@ class Prior(Protocol):
     @property
     def image_size(self) -> int:
         """H = W in pixels that `encode` brings any rgb to."""
+        ...
+
+    @property
+    def view_names(self) -> tuple[tuple[float, tuple[str, ...]], ...]:
+        """What it calls views, as `scene.camera.ViewNames`: rows of (greatest elevation, names)."""
         ...
 
     def embed(self, params: PyTree, prompts: Sequence[str]) -> Text:

@@ -19,7 +19,7 @@ from dreamjax.diffusion.reverse import Parameterisation, eps_of, split_output
 from dreamjax.diffusion.schedule import Schedule
 from dreamjax.errors import UserError
 from dreamjax.nets.adm import ADM, ADMConfig
-from dreamjax.priors.base import decode_pixels, encode_pixels
+from dreamjax.priors.base import PAPER_VIEWS, decode_pixels, encode_pixels
 
 FORMAT = "dreamjax-classes-1"
 
@@ -58,6 +58,11 @@ class ClassPrior:
     def image_size(self) -> int:
         """H = W in pixels."""
         return self.net.image_size
+
+    @property
+    def view_names(self) -> tuple[tuple[float, tuple[str, ...]], ...]:
+        """What it calls views: the paper's words."""
+        return PAPER_VIEWS
 
     @property
     def shape(self) -> tuple[int, int, int]:

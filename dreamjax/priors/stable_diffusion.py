@@ -26,7 +26,7 @@ from dreamjax.nets.stable_diffusion.unet import SDUNet, SDUNetConfig
 from dreamjax.nets.stable_diffusion.vae import AutoencoderKL, VAEConfig
 from dreamjax.nets.text import Text
 from dreamjax.priors import published
-from dreamjax.priors.base import decode_pixels, encode_pixels
+from dreamjax.priors.base import PAPER_VIEWS, decode_pixels, encode_pixels
 from dreamjax.priors.clip import token_ids
 
 PARTS = ("unet", "vae", "text_encoder")
@@ -58,6 +58,11 @@ class StableDiffusion:
     def image_size(self) -> int:
         """H = W in pixels, 8 times the latents'."""
         return self.unet.sample_size * 2 ** (len(self.vae.block_out_channels) - 1)
+
+    @property
+    def view_names(self) -> tuple[tuple[float, tuple[str, ...]], ...]:
+        """What it calls views: the paper's words."""
+        return PAPER_VIEWS
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -24,7 +24,7 @@ from dreamjax.diffusion.schedule import Schedule, cosine
 from dreamjax.errors import UserError
 from dreamjax.nets.text import Text, TextConfig, TextEncoder
 from dreamjax.nets.unet import UNet, UNetConfig
-from dreamjax.priors.base import decode_pixels, encode_pixels
+from dreamjax.priors.base import PAPER_VIEWS, decode_pixels, encode_pixels
 from dreamjax.weights import tuples
 
 FORMAT = "dreamjax-toybox-1"
@@ -32,13 +32,17 @@ FORMAT = "dreamjax-toybox-1"
 
 @dataclasses.dataclass(frozen=True)
 class ToyboxPrior:
-    """A text-to-image diffusion model of toybox pictures (the interface of `priors.base.Prior`)."""
+    """A text-to-image diffusion model of toybox pictures (the interface of `priors.base.Prior`).
+
+    `view_names` are what captions called views in its training.
+    """
 
     unet: UNetConfig
     text: TextConfig
     vocabulary: tuple[str, ...]
     image_size: int = 32
     schedule_steps: int = 1000
+    view_names: tuple[tuple[float, tuple[str, ...]], ...] = PAPER_VIEWS
 
     def __post_init__(self):
         words, rows = len(self.vocabulary), self.text.vocabulary_size

@@ -10,11 +10,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 VIEW_WORDS = ("front", "side", "back", "overhead")
 OVERHEAD_ELEVATION = 60.0
 HALF_VIEW = 45.0
+
+# What views are called, in rows of (greatest elevation in degrees, names): names are evenly spaced
+# from the front round to the back, the same on either side.
+ViewNames = tuple[tuple[float, tuple[str, ...]], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +115,35 @@ def sample_camera(key: Key[Array, ""], config: CameraConfig) -> Camera:
 
 def view_index(azimuth: Float[Array, "*b"], elevation: Float[Array, "*b"]) -> Int[Array, "*b"]:
     """Index into `VIEW_WORDS`: overhead above 60 degrees, front or back within 45, else side."""
-    off_front = jnp.abs(jnp.mod(jnp.asarray(azimuth) + 180.0, 360.0) - 180.0)
-    around = jnp.where(off_front <= HALF_VIEW, 0, jnp.where(off_front >= 180.0 - HALF_VIEW, 2, 1))
+    off = off_front(azimuth)
+    around = jnp.where(off <= HALF_VIEW, 0, jnp.where(off >= 180.0 - HALF_VIEW, 2, 1))
     return jnp.where(jnp.asarray(elevation) > OVERHEAD_ELEVATION, 3, around).astype(jnp.int32)
+
+
+def all_names(names: ViewNames) -> list[str]:
+    """The names in one list, row by row; `name_index` counts in it."""
+    return [name for _, row in names for name in row]
+
+
+def name_index(
+    names: ViewNames, azimuth: Float[Array, "*b"], elevation: Float[Array, "*b"]
+) -> Int[Array, "*b"]:
+    """Index into `all_names(names)`: the nearest name in the lowest row that reaches so high."""
+    row, place = name_place(names, azimuth, elevation)
+    first = np.cumsum([0, *(len(row) for _, row in names)])[:-1]
+    return jnp.asarray(first)[row] + jnp.round(place).astype(jnp.int32)
+
+
+def name_place(
+    names: ViewNames, azimuth: Float[Array, "*b"], elevation: Float[Array, "*b"]
+) -> tuple[Int[Array, "*b"], Float[Array, "*b"]]:
+    """Row of a view, and where in the row: 0 at its first name, 1.5 between second and third."""
+    tops = jnp.array([top for top, _ in names[:-1]])
+    row = jnp.searchsorted(tops, jnp.asarray(elevation, jnp.float32)).astype(jnp.int32)
+    gaps = jnp.array([len(row) - 1 for _, row in names])
+    return row, off_front(azimuth) / 180.0 * gaps[row]
+
+
+def off_front(azimuth: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """Degrees from azimuth 0 on either side, 0 to 180."""
+    return jnp.abs(jnp.mod(jnp.asarray(azimuth) + 180.0, 360.0) - 180.0)

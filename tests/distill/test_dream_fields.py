@@ -48,7 +48,7 @@ class Linear:
 def make_views(index):
     index = jnp.asarray(index)
     camera = jax.vmap(lambda i: orbit(30.0 * i, 0.0, 3.0, 1.2))(index)
-    return Views(camera, index, jnp.zeros(len(index), jnp.int32), jnp.zeros(len(index)))
+    return Views(camera, index, jnp.zeros(len(index)))
 
 
 def unit(x):

@@ -16,25 +16,30 @@ from dreamjax.distill.prompts import (
 )
 from dreamjax.errors import UserError
 from dreamjax.priors.analytic import AnalyticParams, AnalyticPrior
-from dreamjax.priors.base import Text
-from dreamjax.scene.camera import VIEW_WORDS, view_index
+from dreamjax.priors.base import PAPER_VIEWS, Text
+from dreamjax.scene.camera import VIEW_WORDS, name_index, view_index
 
 
 def test_view_prompts():
-    assert view_prompts(" a red ball ") == [
+    assert view_prompts(" a red ball ", PAPER_VIEWS) == [
         "a red ball, front view",
         "a red ball, side view",
         "a red ball, back view",
         "a red ball, overhead view",
     ]
-    assert len(VIEW_WORDS) == 4
+    rows = ((10.0, ("front view", "back view")), (90.0, ("top",)))
+    assert view_prompts("a ball", rows) == [
+        "a ball, front view",
+        "a ball, back view",
+        "a ball, top",
+    ]
     for empty in ("", "  "):
         with pytest.raises(UserError, match="empty"):
-            view_prompts(empty)
+            view_prompts(empty, PAPER_VIEWS)
 
 
 def test_embed_views():
-    prompts = ("", "ugly", *view_prompts("a red ball"))
+    prompts = ("", "ugly", *view_prompts("a red ball", PAPER_VIEWS))
     mu = jnp.arange(6.0)[:, None, None, None] * jnp.ones((1, 2, 2, 3))
     prior = AnalyticPrior(linear(), 2, prompts)
     params = AnalyticParams(mu, jnp.ones((2, 2, 3)))
@@ -50,7 +55,8 @@ def test_embed_views():
 
 def test_shares_are_linear_between_the_words():
     azimuth = np.linspace(-540.0, 540.0, 4321)
-    shares = np.float64(view_shares(jnp.float32(azimuth), jnp.zeros(len(azimuth))))
+    zeros = jnp.zeros(len(azimuth))
+    shares = np.float64(view_shares(jnp.float32(azimuth), zeros, PAPER_VIEWS))
     off = np.abs((azimuth + 180.0) % 360.0 - 180.0)
     for word, corners in (("front", [1, 0, 0]), ("side", [0, 1, 0]), ("back", [0, 0, 1])):
         expected = np.interp(off, [0.0, 90.0, 180.0], corners)
@@ -63,13 +69,43 @@ def test_shares_are_linear_between_the_words():
 def test_the_middle_of_a_view_has_its_word_alone():
     azimuth = jnp.array([0.0, 360.0, 90.0, -90.0, 270.0, 180.0, -180.0, 30.0])
     elevation = jnp.array([0.0, 60.0, -10.0, 0.0, 0.0, 0.0, 0.0, 60.5])
-    word = view_index(azimuth, elevation)
+    word = name_index(PAPER_VIEWS, azimuth, elevation)
     np.testing.assert_array_equal(word, [0, 0, 1, 1, 1, 2, 2, 3])
-    np.testing.assert_array_equal(view_shares(azimuth, elevation), np.eye(4)[word])
+    np.testing.assert_array_equal(view_shares(azimuth, elevation, PAPER_VIEWS), np.eye(4)[word])
     rng = np.random.default_rng(0)
     text = Text(jnp.float32(rng.normal(size=(4, 5, 6))), jnp.asarray(rng.random((4, 5)) < 0.5))
-    mixed = interpolated_text(text, azimuth, elevation)
+    mixed = interpolated_text(text, azimuth, elevation, PAPER_VIEWS)
     jax.tree.map(np.testing.assert_array_equal, mixed, nearest_text(text, word))
+
+
+def test_the_papers_names_say_what_its_words_do():
+    azimuth, elevation = np.meshgrid(np.arange(-720.0, 720.5, 0.5), np.arange(-90.0, 90.5, 2.5))
+    found = name_index(PAPER_VIEWS, jnp.float32(azimuth), jnp.float32(elevation))
+    np.testing.assert_array_equal(found, view_index(azimuth, elevation))
+
+
+def test_finer_names_against_loops():
+    """Rows of five, four and one name: the nearest of its row, shares of its neighbours there."""
+    names = (
+        (15.0, ("front", "front and side", "side", "back and side", "back")),
+        (60.0, ("a", "b", "c", "d")),
+        (90.0, ("top",)),
+    )
+    rng = np.random.default_rng(3)
+    azimuth, elevation = rng.uniform(-540, 540, 200), rng.uniform(-30, 90, 200)
+    azimuth, elevation = np.float32(azimuth), np.float32(elevation)
+    found = np.asarray(name_index(names, azimuth, elevation))
+    shares = np.asarray(view_shares(jnp.asarray(azimuth), jnp.asarray(elevation), names))
+    for i, (a, e) in enumerate(zip(azimuth, elevation, strict=True)):
+        off = min(a % 360.0, -a % 360.0)
+        row = 0 if e <= 15.0 else 1 if e <= 60.0 else 2
+        first, count = ((0, 5), (5, 4), (9, 1))[row]
+        angles = np.linspace(0.0, 180.0, count) if count > 1 else np.array([off])
+        expected = np.zeros(10)
+        gap = 180.0 / max(count - 1, 1)
+        expected[first : first + count] = np.maximum(0.0, 1.0 - np.abs(off - angles) / gap)
+        np.testing.assert_allclose(shares[i], expected, atol=1e-5)
+        assert found[i] == first + np.argmin(np.abs(off - angles))
 
 
 def test_interpolated_text_is_between_its_neighbours():
@@ -77,7 +113,7 @@ def test_interpolated_text_is_between_its_neighbours():
     tokens, mask = rng.normal(size=(4, 5, 6)), np.tri(4, 5, dtype=bool)
     text = Text(jnp.float32(tokens), jnp.asarray(mask))
     azimuth, elevation = jnp.array([-30.0, 153.0, 153.0]), jnp.array([0.0, 9.0, 75.0])
-    mixed = jax.jit(interpolated_text)(text, azimuth, elevation)
+    mixed = jax.jit(interpolated_text, static_argnums=3)(text, azimuth, elevation, PAPER_VIEWS)
     np.testing.assert_allclose(mixed.tokens[0], (2 * tokens[0] + tokens[1]) / 3, rtol=0, atol=1e-5)
     np.testing.assert_allclose(
         mixed.tokens[1], 0.3 * tokens[1] + 0.7 * tokens[2], rtol=0, atol=1e-5

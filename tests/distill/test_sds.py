@@ -15,13 +15,14 @@ from dreamjax.distill.sds import SdsConfig, SdsParams, make_sds, sds_params, t_r
 from dreamjax.distill.views import Views
 from dreamjax.errors import UserError
 from dreamjax.priors.analytic import AnalyticParams, AnalyticPrior
-from dreamjax.scene.camera import orbit, view_index
+from dreamjax.priors.base import PAPER_VIEWS
+from dreamjax.scene.camera import orbit
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SIZE = 4
 SCHEDULE = linear(1000)
-PROMPTS = ("", *view_prompts("a ball"))
+PROMPTS = ("", *view_prompts("a ball", PAPER_VIEWS))
 KEY = jax.random.key(7)
 CONFIG = SdsConfig(guidance_scale=7.0, t_range_end=(0.02, 0.6))
 
@@ -46,9 +47,17 @@ def make_prior(size=SIZE, kind=AnalyticPrior):
 
 
 def make_views(words, first=0):
-    words = jnp.asarray(words)
-    camera = jax.vmap(lambda a: orbit(a, 0.0, 3.0, 1.2))(90.0 * words)
-    return Views(camera, first + jnp.arange(len(words)), words, jnp.zeros(len(words)))
+    """Views from the middle of what front, side, back and overhead name."""
+    words = np.asarray(words)
+    views = views_at(np.where(words == 3, 0.0, 90.0 * words), np.where(words == 3, 80.0, 0.0))
+    return views._replace(index=first + jnp.arange(len(words)))
+
+
+def words_of(views):
+    """Overhead above 60 degrees, front or back within 45, else side."""
+    off = np.abs((np.asarray(views.camera.azimuth) + 180.0) % 360.0 - 180.0)
+    around = np.where(off <= 45.0, 0, np.where(off >= 135.0, 2, 1))
+    return np.where(np.asarray(views.camera.elevation) > 60.0, 3, around)
 
 
 def make_run(prior, objective):
@@ -89,14 +98,14 @@ class Seen(NamedTuple):
 def float64_residual(asked, params, views, rgb, guidance):
     """w (eps_hat - eps) from the draws the spy saw, eps solved from z_t; alpha_bar, eps and t."""
     z_t, t, _ = asked
-    count = len(views.word)
+    count = len(views.index)
     z_t, t = np.float64(z_t)[:count], np.asarray(t)[:count]
     alpha_bar = np.cumprod(1.0 - SCHEDULE.betas)[t].reshape(-1, 1, 1, 1)
     z_0 = 2.0 * np.float64(rgb) - 1.0
     eps = (z_t - np.sqrt(alpha_bar) * z_0) / np.sqrt(1 - alpha_bar)
     mu, var = np.float64(params.prior.mu), np.float64(params.prior.var)
     gain = np.sqrt(1 - alpha_bar) / (alpha_bar * var + 1 - alpha_bar)
-    cond = gain * (z_t - np.sqrt(alpha_bar) * mu[1 + np.asarray(views.word)])
+    cond = gain * (z_t - np.sqrt(alpha_bar) * mu[1 + words_of(views)])
     uncond = gain * (z_t - np.sqrt(alpha_bar) * mu[0])
     eps_hat = (1 + (guidance - 1)) * cond - (guidance - 1) * uncond
     return (1 - alpha_bar) * (eps_hat - eps), alpha_bar, eps, t
@@ -340,7 +349,7 @@ def test_several_draws_a_view_are_averaged(case):
     seen = run(case.params, case.rgb, case.views)
     z_t, t, _ = seen.asked
     assert len(z_t) == len(t) == 2 * 3 * 4
-    thrice = Views(case.views.camera, np.arange(12), np.repeat(case.views.word, 3), np.zeros(12))
+    thrice = jax.tree.map(lambda x: np.repeat(x, 3, axis=0), case.views)
     rgb = np.repeat(case.rgb, 3, axis=0)
     residual, _, _, t = float64_residual(seen.asked, case.params, thrice, rgb, 7.0)
     expected = 2.0 * residual.reshape(4, 3, *residual.shape[1:]).mean(1) / 4
@@ -356,8 +365,7 @@ AZIMUTHS, ELEVATIONS = np.array([20.0, -70.0, 160.0, 100.0]), np.array([0.0, 30.
 def views_at(azimuth, elevation):
     azimuth, elevation = jnp.float32(azimuth), jnp.float32(elevation)
     camera = jax.vmap(lambda a, e: orbit(a, e, 3.0, 1.2))(azimuth, elevation)
-    index, word = jnp.arange(len(azimuth)), view_index(azimuth, elevation)
-    return Views(camera, index, word, jnp.zeros(len(azimuth)))
+    return Views(camera, jnp.arange(len(azimuth)), jnp.zeros(len(azimuth)))
 
 
 def step_with(case, views, **changes):
@@ -374,7 +382,7 @@ def pushes(seen):
 @pytest.mark.parametrize("interpolate", [False, True])
 def test_textureless_views_are_told_a_text_of_their_own(case, interpolate):
     prior, prior_params = make_prior(kind=SpyPrior)
-    prior = dataclasses.replace(prior, prompts=(*PROMPTS, *view_prompts("clay")))
+    prior = dataclasses.replace(prior, prompts=(*PROMPTS, *view_prompts("clay", PAPER_VIEWS)))
     mu = np.random.default_rng(2).uniform(-0.6, 0.6, (9, SIZE, SIZE, 3))
     params = sds_params(prior, prior_params._replace(mu=jnp.float32(mu)), "a ball", "", "clay")
     config = dataclasses.replace(CONFIG, perp_neg=1.0, interpolate_views=interpolate)
@@ -426,7 +434,7 @@ def test_perp_neg_takes_away_what_is_perpendicular(case):
     expected = np.repeat(mu[[1, 2, 3, 4, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]], draws, axis=0)
     np.testing.assert_allclose(seen.asked[2].tokens, expected.reshape(4 * count, 1, -1), atol=1e-6)
 
-    repeated = views._replace(word=np.repeat(views.word, draws))
+    repeated = jax.tree.map(lambda x: np.repeat(x, draws, axis=0), views)
     rgb = np.repeat(case.rgb, draws, axis=0)
     plain, alpha_bar, _, _ = float64_residual(seen.asked, case.params, repeated, rgb, 7.0)
     sigma = np.sqrt(1 - alpha_bar)
@@ -435,12 +443,19 @@ def test_perp_neg_takes_away_what_is_perpendicular(case):
     away = np.zeros_like(plain)
     weights = np.repeat(negative_weights(AZIMUTHS, ELEVATIONS), draws, axis=1)
     for i in range(count):
-        d = slope[i] * (mu[0] - mu[1 + repeated.word[i]])
+        d = slope[i] * (mu[0] - mu[1 + words_of(repeated)[i]])
         for word, weight in zip((0, 1), weights[:, i], strict=True):
             d_n = slope[i] * (mu[0] - mu[1 + word])
             away[i] += 1.5 * weight * (d_n - np.sum(d_n * d) / np.sum(d * d) * d)
     residual = (plain - sigma**2 * 7.0 * away).reshape(4, draws, SIZE, SIZE, 3).mean(1)
     np.testing.assert_allclose(pushes(seen), residual, rtol=1e-4, atol=2e-4)
+
+
+def test_perp_neg_needs_a_side(case):
+    prior = dataclasses.replace(case.prior, view_names=((90.0, ("front view", "back view")),))
+    with pytest.raises(UserError, match="half-way between front and back"):
+        make_sds(prior, dataclasses.replace(CONFIG, perp_neg=1.0), 100)
+    make_sds(prior, CONFIG, 100)
 
 
 def test_perp_neg_is_plain_guidance_where_its_weights_are_nothing(case):

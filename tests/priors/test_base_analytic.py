@@ -26,7 +26,9 @@ def make(schedule):
 def test_has_every_member_of_the_interface():
     prior, _ = make(linear())
     members = [name for name in vars(Prior) if not name.startswith("_")]
-    assert members == ["schedule", "prediction", "image_size", "embed", "encode", "predict_eps"]
+    assert members == [
+        "schedule", "prediction", "image_size", "view_names", "embed", "encode", "predict_eps"
+    ]  # fmt: skip
     for name in members:
         assert hasattr(prior, name), name
     assert prior == make(linear())[0] and hash(prior) == hash(make(linear())[0])

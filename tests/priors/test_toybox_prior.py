@@ -1,5 +1,6 @@
 """The shipped prior's interface, its words, and its file."""
 
+import dataclasses
 import json
 
 import jax
@@ -13,6 +14,7 @@ from dreamjax.errors import UserError
 from dreamjax.nets.text import TextConfig
 from dreamjax.nets.unet import UNetConfig
 from dreamjax.priors import toybox
+from dreamjax.priors.base import PAPER_VIEWS
 from dreamjax.priors.toybox import ToyboxPrior, load, save, tokenise
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -142,6 +144,14 @@ def test_save_and_load(params, saved):
         np.testing.assert_array_equal(got, np.asarray(want, np.float16).astype(np.float32))
         np.testing.assert_allclose(got, want, rtol=2e-3, atol=1e-6)
     assert all(tensor.dtype == np.float16 for tensor in load_file(saved).values())
+
+
+def test_view_names_are_kept(params, tmp_path):
+    """Those of a file that has none, as the shipped one, are the paper's."""
+    names = ((20.0, ("front view", "back view")), (90.0, ("overhead view",)))
+    save(tmp_path / "p.safetensors", dataclasses.replace(PRIOR, view_names=names), params)
+    assert load(tmp_path / "p.safetensors")[0].view_names == names
+    assert load()[0].view_names == PAPER_VIEWS
 
 
 def test_a_failed_save_leaves_the_old_file(params, saved):
