@@ -34,6 +34,7 @@ from dreamjax.evaluate.scores import Count
 from dreamjax.evaluate.tables import HEADS, SPLITS, Score, details, sum_split, totals
 from dreamjax.export.sheet import grid, write_png
 from dreamjax.priors import toybox as toybox_prior
+from dreamjax.priors.base import PAPER_VIEWS
 from dreamjax.scene.camera import VIEW_WORDS
 from dreamjax.tasks import dream_scores, retrieval
 from dreamjax.tasks.dream_scores import DreamsConfig, labels_of, not_scored, tellable
@@ -157,7 +158,7 @@ def _score_samples(c: EvaluateConfig, prior, params, probe, workdir):
     keys = jax.random.split(jax.random.key(c.seed), 4)
     views = np.tile(np.arange(len(VIEW_WORDS)), c.samples.per_view)
     prompts = PROMPTS if c.samples.per_view else ()
-    texts = [view_prompts(prompt)[view] for prompt in prompts for view in views]
+    texts = [view_prompts(prompt, PAPER_VIEWS)[view] for prompt in prompts for view in views]
     parts = [labels_of([parse(prompt)] * len(views), views) for prompt in prompts]
     if c.samples.random:
         more, labels = random_captions(keys[0], c.samples.random)
