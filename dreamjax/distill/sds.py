@@ -179,9 +179,9 @@ def make_sds(
     DreamFusion eq. 3 under the normalisation above; its value is half the squared norm of
     w (eps_hat - eps), mean over views. Nothing is differentiated through the network, and params
     get no gradient. Metrics, means over views: "loss", "residual_norm" (of w (eps_hat - eps)), "t".
-    Loss and norm are those before clipping. Raises UserError for perp_neg with a
-    prior whose view names have no side. `encode` takes the place of `prior.encode`, for a
+    Loss and norm are those before clipping. `encode` takes the place of `prior.encode`, for a
     part of a run that a cheaper way into the prior's space is good enough for.
+    Raises UserError for perp_neg with a prior whose view names have none for the side.
     """
     schedule = prior.schedule
     if config.perp_neg and len(prior.view_names[0][1]) % 2 == 0:
