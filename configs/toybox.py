@@ -38,7 +38,7 @@ def get_config() -> config_dict.ConfigDict:
     config.clip_residual = 0.0
     config.latent_share = 0.0
     config.render_size = ((0.0, 32),)  # (from this share of the run, pixels)
-    config.albedo_steps = 100  # without light at first
+    config.albedo_steps = 200  # without light at first: it pushes away what is haze still
     config.front_after = 0.5  # half-way the prior is asked which side is the front
     config.mlp_background = False  # random backdrops instead
     config.textured_backdrops = False

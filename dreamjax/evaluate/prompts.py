@@ -63,6 +63,7 @@ def _wordings() -> list[tuple[int, tuple[str, ...]]]:
 
 
 _WORDINGS = _wordings()
+_VIEWS = sorted({view for row in VIEWS for view in row}, key=len, reverse=True)
 
 
 def parse(text: str) -> Meaning | None:
@@ -77,7 +78,7 @@ def parse(text: str) -> Meaning | None:
         if said[: len(start)] == start:
             said = said[len(start) :]
             break
-    for view in (view for row in VIEWS for view in row):
+    for view in _VIEWS:
         end = words(view)
         if said[-len(end) :] == end:
             said = said[: -len(end)]

@@ -35,11 +35,11 @@ from dreamjax.evaluate.tables import HEADS, SPLITS, Score, details, sum_split, t
 from dreamjax.export.sheet import grid, write_png
 from dreamjax.priors import toybox as toybox_prior
 from dreamjax.priors.base import PAPER_VIEWS
-from dreamjax.scene.camera import VIEW_WORDS
+from dreamjax.scene.camera import VIEW_WORDS, all_names
 from dreamjax.tasks import dream_scores, retrieval
 from dreamjax.tasks.dream_scores import DreamsConfig, labels_of, not_scored, tellable
 from dreamjax.tasks.sampling import SamplerConfig, sample
-from dreamjax.toybox.captions import BOTH, draw_caption, text_of
+from dreamjax.toybox.captions import BOTH, VIEW_NAMES, draw_caption, text_of
 from dreamjax.toybox.draw import HELD_OUT, ToyboxConfig, combination_weights
 
 
@@ -198,19 +198,34 @@ def _score_samples(c: EvaluateConfig, prior, params, probe, workdir):
     return scores, rows
 
 
+def names_of_views() -> list[list[int]]:
+    """For each of `VIEW_WORDS` the numbers of the toybox's view names that mean no other view.
+
+    "front and side view" lies across two and is in none; whatever is overhead is that alone.
+    """
+    found: list[list[int]] = [[] for _ in VIEW_WORDS]
+    for number, name in enumerate(all_names(VIEW_NAMES)):
+        said = [view for view, word in enumerate(VIEW_WORDS) if word in name.split()]
+        if len(said) == 1 or VIEW_WORDS[said[-1]] == "overhead":
+            found[said[-1]].append(number)
+    return found
+
+
 def random_captions(key, count: int) -> tuple[list[str], probes.Labels]:
     """Captions that name both colours and a view, of held-out combinations as often as drawn."""
     weights = combination_weights(HELD_OUT)
-    keys = jax.random.split(key, 3)
+    keys = jax.random.split(key, 4)
     cells = jax.random.categorical(keys[0], jnp.log(weights.ravel() + 1e-30), shape=(count,))
     kind, first, second = np.unravel_index(np.asarray(cells), weights.shape)
     view = np.asarray(jax.random.randint(keys[1], (count,), 0, len(VIEW_WORDS)))
     colors = jnp.stack([first, second], -1)
+    names, which = names_of_views(), np.asarray(jax.random.uniform(keys[3], (count,)))
+    name = [names[v][int(u * len(names[v]))] for v, u in zip(view, which, strict=True)]
 
-    def draw(key, kind, colors, view):
-        return draw_caption(key, kind, colors, BOTH, view, view_words=1.0)
+    def draw(key, kind, colors, name):
+        return draw_caption(key, kind, colors, BOTH, name, view_words=1.0)
 
-    given = (jax.random.split(keys[2], count), jnp.asarray(kind), colors, jnp.asarray(view))
+    given = (jax.random.split(keys[2], count), jnp.asarray(kind), colors, jnp.asarray(name))
     tokens = jax.jit(jax.vmap(draw))(*given)
     texts = [text_of(row) for row in np.asarray(tokens)]
     return texts, probes.Labels(kind, first, second, view)

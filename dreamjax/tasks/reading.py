@@ -17,8 +17,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dreamjax.nets.text import TextConfig, TextEncoder
-from dreamjax.scene.camera import VIEW_WORDS
-from dreamjax.toybox.captions import CLAY, ONE, PLAIN, VIEW_SHARE, draw_caption
+from dreamjax.toybox.captions import CLAY, ONE, PLAIN, VIEW_SHARE, VIEWS, draw_caption
 from dreamjax.toybox.draw import (
     COLOR_NAMES,
     LOG_WEIGHTS,
@@ -32,7 +31,7 @@ from dreamjax.training.metrics import Progress
 
 COLORS = len(COLOR_NAMES)
 UNSAID, OF_CLAY = COLORS, COLORS + 1
-CLASSES = (len(KINDS), COLORS + 2, COLORS + 2, len(VIEW_WORDS) + 1)
+CLASSES = (len(KINDS), COLORS + 2, COLORS + 2, len(VIEWS) + 1)
 
 
 class Reading(NamedTuple):
@@ -51,7 +50,7 @@ def draw_reading(key: Key[Array, ""], split: int = TRAIN) -> Reading:
     keys = jax.random.split(key, 6)
     cell = jax.random.categorical(keys[0], jnp.asarray(LOG_WEIGHTS)[split])
     kind, first, second = cell // COLORS**2, cell // COLORS % COLORS, cell % COLORS
-    view = jax.random.randint(keys[1], (), 0, len(VIEW_WORDS))
+    view = jax.random.randint(keys[1], (), 0, len(VIEWS))
     said = jax.random.bernoulli(keys[2], VIEW_SHARE)
     usual = second == jnp.asarray(USUAL_SECOND)[kind, first]
     shares = ToyboxConfig()
@@ -63,7 +62,7 @@ def draw_reading(key: Key[Array, ""], split: int = TRAIN) -> Reading:
         return jnp.where(form == CLAY, OF_CLAY, jnp.where(form == PLAIN, UNSAID, named))
 
     second = jnp.where((form == ONE) & ~usual, jnp.asarray(USUAL_SECOND)[kind, first], second)
-    labels = (kind, color(first), color(second), jnp.where(said, view, len(VIEW_WORDS)))
+    labels = (kind, color(first), color(second), jnp.where(said, view, len(VIEWS)))
     return Reading(tokens, jnp.stack(labels).astype(jnp.int32))
 
 

@@ -27,7 +27,7 @@ from dreamjax.nets.unet import UNetConfig
 from dreamjax.priors import toybox as toybox_prior
 from dreamjax.tasks.reading import draw_reading, init_heads, learn_to_read, reading_loss
 from dreamjax.tasks.sampling import SamplerConfig, sample
-from dreamjax.toybox.captions import MAX_WORDS, VOCABULARY
+from dreamjax.toybox.captions import MAX_WORDS, VIEW_NAMES, VOCABULARY
 from dreamjax.toybox.draw import (
     TEXTURELESS,
     ToyboxConfig,
@@ -114,6 +114,7 @@ def run(config, workdir: str) -> None:
         vocabulary=VOCABULARY,
         image_size=c.data.size,
         schedule_steps=c.schedule_steps,
+        view_names=VIEW_NAMES,
     )
     params = _start(prior, c) | {"heads": init_heads(c.text)}
     devices = parallel.devices_for(c.batch_size)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
+from dreamjax.scene.camera import OVERHEAD_ELEVATION
 from dreamjax.toybox.kinds import COLORS, KINDS, Kind
 
 MAX_WORDS = 24
@@ -20,11 +21,34 @@ BOTH, ONE, PLAIN, CLAY = range(4)
 VIEW_SHARE = 0.75  # of captions say the view
 
 PREFIXES = ("", "", "a photo of", "a 3d render of", "a picture of")
-VIEWS = (
-    ("front view", "front view", "seen from the front", "from the front"),
-    ("side view", "side view", "seen from the side", "from the side"),
-    ("back view", "back view", "seen from the back", "from behind"),
-    ("overhead view", "overhead view", "seen from above", "from above"),
+AROUND = ("front", "front and side", "side", "back and side", "back")
+# What a view is called, as `scene.camera.ViewNames`: eighths of a turn, alike on both sides.
+VIEW_NAMES = tuple(
+    (top, tuple(name.format(side) for side in AROUND))
+    for top, name in (
+        (15.0, "{} view"),
+        (37.5, "{} view from above"),
+        (OVERHEAD_ELEVATION, "{} top view"),
+        (90.0, "{} overhead view"),
+    )
+)
+_FROM = {"front": "from the front", "side": "from the side", "back": "from behind"}
+
+
+def _wordings(row: int, side: str, name: str) -> tuple[str, str, str, str]:
+    """Four wordings of a view: half of them its name, where others are at hand."""
+    if row == 0:
+        return name, name, f"seen from the {side}", _FROM.get(side, name)
+    if row == len(VIEW_NAMES) - 1:
+        odd = AROUND.index(side) % 2 == 1  # the row before this has an odd number of names
+        return name, name, "overhead view", "seen from above" if odd else "from above"
+    return name, name, name, name
+
+
+VIEWS = tuple(
+    _wordings(row, side, name)
+    for row, (_, names) in enumerate(VIEW_NAMES)
+    for side, name in zip(AROUND, names, strict=True)
 )
 ARTICLES = {"an": "a"}
 
@@ -94,7 +118,7 @@ def _repeat(texts: list[str], count: int = 12) -> list[str]:
 
 
 _PREFIX_TABLE = _table(PREFIXES, 4)
-_VIEW_TABLE = _table(VIEWS, 4)
+_VIEW_TABLE = _table(VIEWS, 6)
 _PHRASE_TABLE = _table([[_repeat(group) for group in phrases(kind)] for kind in KINDS], 14)
 
 

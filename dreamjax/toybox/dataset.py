@@ -34,12 +34,13 @@ def _png(rgb: np.ndarray) -> io.BytesIO:
 class Toybox(tfds.core.GeneratorBasedBuilder):
     """Captioned pictures of toybox objects; see `dreamjax.toybox`."""
 
-    VERSION = tfds.core.Version("1.3.0")
+    VERSION = tfds.core.Version("1.4.0")
     RELEASE_NOTES = {
         "1.0.0": "14 kinds, 5 pairs, 10 colours.",
         "1.1.0": "Rays that graze past an object no longer count as hits.",
         "1.2.0": "Every kind is drawn alike for training.",
         "1.3.0": "A house's chimney stands in the middle of its ridge.",
+        "1.4.0": "Captions tell eighths of a turn and four heights.",
     }
 
     def __init__(self, *, size: int = 32, counts: tuple[int, int, int], **kwargs):
@@ -47,7 +48,7 @@ class Toybox(tfds.core.GeneratorBasedBuilder):
         self.size, self.counts = size, dict(zip(SPLITS, counts, strict=True))
         super().__init__(
             config=tfds.core.BuilderConfig(
-                name=f"{size}px_" + "_".join(str(c) for c in counts), version="1.3.0"
+                name=f"{size}px_" + "_".join(str(c) for c in counts), version="1.4.0"
             ),
             file_format="array_record",
             **kwargs,

@@ -11,9 +11,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from dreamjax.errors import UserError
 from dreamjax.scene.background import sample_backdrop
-from dreamjax.scene.camera import Camera, CameraConfig, sample_camera, view_index
+from dreamjax.scene.camera import Camera, CameraConfig, name_index, sample_camera, view_index
 from dreamjax.scene.shading import LightConfig, ShadingConfig, sample_shading
-from dreamjax.toybox.captions import BOTH, CLAY, ONE, PLAIN, draw_caption
+from dreamjax.toybox.captions import BOTH, CLAY, ONE, PLAIN, VIEW_NAMES, draw_caption
 from dreamjax.toybox.kinds import COLORS, FIXED, KINDS
 from dreamjax.toybox.primitives import Shape, pack
 from dreamjax.toybox.render import Picture, render
@@ -44,7 +44,8 @@ class Example(NamedTuple):
     """One captioned picture with its ground truth.
 
     `kind` indexes `KINDS`; `colors` are the first and second part's, as indices of `COLORS`, equal
-    where the kind has but one; `view` indexes `VIEW_WORDS`, `look` indexes `LOOKS`.
+    where the kind has but one; `view` indexes `VIEW_WORDS` (what the caption calls it is finer),
+    `look` indexes `LOOKS`.
     """
 
     picture: Picture
@@ -174,6 +175,7 @@ def draw_example(
     camera = sample_camera(keys[1], config.camera)
     shading = sample_shading(keys[2], camera.position, config.light, config.shading)
     view = view_index(camera.azimuth, camera.elevation)
+    name = name_index(VIEW_NAMES, camera.azimuth, camera.elevation)
     usual = colors[1] == jnp.asarray(USUAL_SECOND)[kind, colors[0]]
     form = draw_form(keys[3], usual, shading.textureless > 0.5, config.plain)
     picture = render(
@@ -187,7 +189,7 @@ def draw_example(
     )
     return Example(
         picture=picture,
-        tokens=draw_caption(keys[7], kind, colors, form, view),
+        tokens=draw_caption(keys[7], kind, colors, form, name),
         kind=kind,
         colors=colors,
         view=view,

@@ -5,7 +5,7 @@ import pytest
 
 from dreamjax.evaluate.prompts import PROMPTS, Meaning, has_second, parse
 from dreamjax.priors.toybox import tokenise
-from dreamjax.toybox.captions import BOTH, MAX_WORDS, ONE, VOCABULARY, draw_caption, text_of
+from dreamjax.toybox.captions import BOTH, MAX_WORDS, ONE, VIEWS, VOCABULARY, draw_caption, text_of
 from dreamjax.toybox.draw import COLOR_NAMES, usual_second
 from dreamjax.toybox.kinds import KINDS
 
@@ -43,7 +43,7 @@ def test_every_wording_of_the_grammar_is_understood(form):
     count = 600
     keys = jax.random.split(jax.random.key(form), count)
     rng = np.random.default_rng(form)
-    kind, view = np.arange(count) % len(KINDS), rng.integers(0, 4, count)
+    kind, view = np.arange(count) % len(KINDS), rng.integers(0, len(VIEWS), count)
     colors = rng.integers(0, len(COLOR_NAMES), (count, 2))
     draw = jax.jit(jax.vmap(draw_caption, (0, 0, 0, None, 0)))
     tokens = draw(keys, jnp.asarray(kind), jnp.asarray(colors), form, jnp.asarray(view))

@@ -16,6 +16,7 @@ from dreamjax.nets.unet import UNetConfig
 from dreamjax.priors import toybox
 from dreamjax.priors.base import PAPER_VIEWS
 from dreamjax.priors.toybox import ToyboxPrior, load, save, tokenise
+from dreamjax.toybox.captions import VIEW_NAMES
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -147,11 +148,20 @@ def test_save_and_load(params, saved):
 
 
 def test_view_names_are_kept(params, tmp_path):
-    """Those of a file that has none, as the shipped one, are the paper's."""
     names = ((20.0, ("front view", "back view")), (90.0, ("overhead view",)))
     save(tmp_path / "p.safetensors", dataclasses.replace(PRIOR, view_names=names), params)
     assert load(tmp_path / "p.safetensors")[0].view_names == names
-    assert load()[0].view_names == PAPER_VIEWS
+    assert load()[0].view_names == VIEW_NAMES  # the shipped one's, as its training captions
+
+
+def test_a_file_from_before_view_names_has_the_papers(saved):
+    def forget(tensors, metadata):
+        description = json.loads(metadata["prior"])
+        del description["view_names"]
+        metadata["prior"] = json.dumps(description)
+
+    rewrite(saved, forget)
+    assert load(saved)[0].view_names == PAPER_VIEWS
 
 
 def test_a_failed_save_leaves_the_old_file(params, saved):

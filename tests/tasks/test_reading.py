@@ -30,8 +30,11 @@ def test_labels_say_what_the_words_say(held_out):
             assert not said
         elif said:
             assert said <= {COLOR_NAMES[first], COLOR_NAMES[second]}
-        endings = [any(words.endswith(ending) for ending in row) for row in VIEWS]
-        assert endings == [view == number for number in range(len(VIEWS))]
+        longest = max(
+            (e for row in VIEWS for e in row if words.endswith(f" {e}")), key=len, default=""
+        )
+        means = [number for number, row in enumerate(VIEWS) if longest in row] or [len(VIEWS)]
+        assert view in means, (words, view)
     assert [len(np.unique(c)) for c in labels.T[1:]] == list(reading.CLASSES[1:])
 
 

@@ -8,7 +8,7 @@ import pytest
 from dreamjax.errors import UserError
 from dreamjax.priors.toybox import tokenise
 from dreamjax.scene.background import Backdrop
-from dreamjax.scene.camera import VIEW_WORDS, orbit
+from dreamjax.scene.camera import orbit
 from dreamjax.scene.shading import Shading
 from dreamjax.toybox import captions, draw
 from dreamjax.toybox.kinds import COLORS, KINDS
@@ -158,9 +158,22 @@ def test_captions_name_what_is_shown(examples):
             assert set(text) & set(COLORS) <= named
             if e.look[i] == 2:
                 assert not set(text) & set(COLORS)
-            view = VIEW_WORDS[e.view[i]]
-            wrong = set(VIEW_WORDS) - {view}
-            assert not wrong & set(text)
+            sides = {word for word in ("front", "side", "back", "behind") if word in text}
+            off = np.degrees(np.arccos(np.cos(np.radians(e.camera.azimuth[i]))))
+            assert sides in ALLOWED_SIDES[int(off // 22.5)], (text, off)
+            height = e.camera.elevation[i]
+            said = " ".join(text)
+            if sides and "overhead" not in text:
+                assert said.endswith("view from above") == (15 < height <= 37.5), (said, height)
+                assert said.endswith("top view") == (37.5 < height <= 60), (said, height)
+            if "overhead" in text or (not sides and said.endswith("from above")):
+                assert height > 60, (said, height)
+
+
+# What a caption may say of the side at 0 to 22.5 degrees off the front, at 22.5 to 45, and so on:
+# a name reaches 22.5 degrees either way. A caption may also leave it out.
+_NAMED = ({"front"}, {"front", "side"}, {"side"}, {"back", "side"}, {"back"})
+ALLOWED_SIDES = [[set(), _NAMED[(n + 1) // 2], *([{"behind"}] if n == 7 else [])] for n in range(8)]
 
 
 COLORS_LIST = list(COLORS)
@@ -185,4 +198,5 @@ def test_colorless_leaves_no_colour_and_everything_else():
 def test_every_phrase_fits_and_has_words():
     longest = np.sum(captions._PHRASE_TABLE != 0, axis=-1)
     assert longest.min() >= 2
-    assert longest.max() + 4 + 4 <= captions.MAX_WORDS
+    views = np.sum(captions._VIEW_TABLE != 0, axis=-1)
+    assert longest.max() + 4 + views.max() <= captions.MAX_WORDS
