@@ -74,6 +74,7 @@ def get_config() -> config_dict.ConfigDict:
     )
     # Of no use in training, where encoding is by frustum; a pixel's, for the mesh.
     config.encoding = group(variance=(2e-5, 2e-5), ramp_steps=1)
+    config.contrast = None
     config.render = group(samples=192, normal_samples=16, radius=1.24, frustum=True, chunk=2048)
     config.camera = group(
         distance=(4.0, 4.0),

@@ -53,6 +53,7 @@ def get_config() -> config_dict.ConfigDict:
         dtype="float32",
     )
     config.encoding = group(variance=(5e-2, 6e-3), ramp_steps=200)
+    config.contrast = group(power=4.0, pivot=8.0, start=180, ramp_steps=100)  # against haze
     config.render = group(samples=32, normal_samples=4, radius=1.0, frustum=False, chunk=256)
     config.camera = group(
         distance=(2.8, 3.4),

@@ -60,6 +60,7 @@ def get_config() -> config_dict.ConfigDict:
         dtype="float32",
     )
     config.encoding = group(variance=(5e-2, 2e-3), ramp_steps=5000)
+    config.contrast = None
     config.render = group(samples=128, normal_samples=16, radius=1.4, frustum=False, chunk=0)
     config.camera = group(
         distance=(1.0, 1.5),

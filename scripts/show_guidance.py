@@ -71,8 +71,8 @@ def main() -> None:
     albedo = Shading(camera.position, jnp.float32(1.0), jnp.float32(0.0), jnp.float32(0.0))
     variance = jnp.float32(c.encoding.variance[1])
     rgb = render_image(
-        field_fn(state.params, scene, state.front), camera, prior.image_size, variance, albedo,
-        GREY, scene.render, with_normals=False,
+        field_fn(state.params, scene, state.step, state.front), camera, prior.image_size, variance,
+        albedo, GREY, scene.render, with_normals=False,
     ).rgb  # fmt: skip
     name = int(name_index(prior.view_names, camera.azimuth, camera.elevation))
     called = all_names(prior.view_names)[name]

@@ -97,7 +97,7 @@ def make_find_front(prior: Prior, config: StepConfig) -> Callable:
     size = prior.image_size
 
     def find_front(params: SdsParams, scene_params, step, key):
-        field = field_fn(scene_params, config)
+        field = field_fn(scene_params, config, step)
         variance = ramp(config.encoding.variance, step, config.encoding.ramp_steps)
 
         def losses(args):

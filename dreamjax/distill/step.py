@@ -73,6 +73,27 @@ class EncodingConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ContrastConfig:
+    """From haze to a solid: the density is pivot (sigma / pivot)^p of what the field would have.
+
+    p is 1 up to step `start`, linear from there to `power` in `ramp_steps`, and `power` after.
+    `pivot` is a density, per scene unit of length. NeuS (Wang et al., 2021, section 3.1) lets the
+    deviation of its density about the surface shrink to the same end.
+    """
+
+    power: float = 3.0
+    pivot: float = 10.0
+    start: int = 0
+    ramp_steps: int = 1000
+
+    def __post_init__(self):
+        if not (self.power > 0.0 and self.pivot > 0.0):
+            raise ValueError(
+                f"contrast has power {self.power} and pivot {self.pivot}: expected both above 0"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class StepConfig:
     """The scene and how it is seen.
 
@@ -83,6 +104,7 @@ class StepConfig:
 
     field: FieldConfig = FieldConfig()
     encoding: EncodingConfig = EncodingConfig()
+    contrast: ContrastConfig | None = None
     render: RenderConfig = RenderConfig()
     camera: CameraConfig = CameraConfig()
     light: LightConfig = LightConfig()
@@ -110,16 +132,26 @@ def init_scene(key: Key[Array, ""], config: StepConfig, tx) -> SceneState:
     return SceneState(zero, params, tx.init(params), zero)
 
 
-def field_fn(params: PyTree, config: StepConfig, front: Int[Array, ""] | None = None) -> Callable:
-    """The scene's field as a function of Gaussians.
+def field_fn(
+    params: PyTree,
+    config: StepConfig,
+    step: Int[Array, ""] | int,
+    front: Int[Array, ""] | None = None,
+) -> Callable:
+    """The scene's field at `step`, by which its contrast goes, as a function of Gaussians.
 
     With `front`, a state's, it is turned so that the object's front is at azimuth 0.
     """
+    power, pivot = 1.0, 1.0
+    if config.contrast:
+        since = step - config.contrast.start
+        power = ramp((1.0, config.contrast.power), since, config.contrast.ramp_steps)
+        pivot = config.contrast.pivot
 
     def field(mean, var):
         if front is not None:
             mean, var = quarter_turns(mean, var, front)
-        return Field(config.field).apply({"params": params["field"]}, mean, var)
+        return Field(config.field).apply({"params": params["field"]}, mean, var, power, pivot)
 
     return field
 
@@ -174,7 +206,7 @@ def make_sds_step(
                 draw = lambda k: backdrop_rgb(sample_backdrop(k), size)  # noqa: E731
                 behind = jax.vmap(draw)(keys[:, 2])[:, None]
             seen = render_rays(
-                field_fn(params, config),
+                field_fn(params, config, state.step),
                 rays,
                 keys[:, 3],
                 variance,

@@ -5,6 +5,7 @@ looked at inside the scene's sphere alone, and beyond that the scene is empty.
 """
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -67,9 +68,17 @@ class Field(nn.Module):
 
     @nn.compact
     def __call__(
-        self, mean: Float[Array, "*batch 3"], var: Float[Array, "*#batch #3"]
+        self,
+        mean: Float[Array, "*batch 3"],
+        var: Float[Array, "*#batch #3"],
+        power: Float[Array, ""] | float = 1.0,
+        pivot: float = 1.0,
     ) -> FieldOutput:
-        """Density and albedo of the Gaussians N(mean, diag(var))."""
+        """Density and albedo of the Gaussians N(mean, diag(var)).
+
+        The density is pivot (sigma / pivot)^power, with sigma the exp of what network and blob say:
+        a power above 1 thins what is thinner than `pivot` and thickens the rest.
+        """
         config = self.config
 
         def dense(features, name, **kwargs):
@@ -90,6 +99,8 @@ class Field(nn.Module):
         small = nn.initializers.variance_scaling(0.01, "fan_in", "normal")
         out = dense(4, "head", kernel_init=small)(x).astype(jnp.float32)
         blob = jnp.exp(-0.5 * jnp.sum(mean**2, axis=-1) / config.blob_width**2)
-        density = truncated_exp(out[..., 0] + config.blob_strength * blob + config.density_bias)
+        log_density = out[..., 0] + config.blob_strength * blob + config.density_bias
+        level = math.log(pivot)
+        density = truncated_exp(level + power * (log_density - level))
         albedo = nn.sigmoid(out[..., 1:])
         return FieldOutput(density, albedo)

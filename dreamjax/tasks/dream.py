@@ -21,6 +21,7 @@ from dreamjax.distill.dream_fields import (
 from dreamjax.distill.facing import Facing, make_find_front
 from dreamjax.distill.sds import Objective, SdsConfig, make_sds, sds_params
 from dreamjax.distill.step import (
+    ContrastConfig,
     EncodingConfig,
     LossConfig,
     SceneState,
@@ -109,6 +110,7 @@ class DreamConfig:
     textured_backdrops: bool = False
     field: FieldConfig = FieldConfig()
     encoding: EncodingConfig = EncodingConfig()
+    contrast: ContrastConfig | None = None
     render: RenderConfig = RenderConfig()
     camera: CameraConfig = CameraConfig()
     light: LightConfig = LightConfig()
@@ -298,10 +300,11 @@ def _view_renderer(scene: StepConfig, size: int):
     focal = sum(scene.camera.focal) / 2
 
     @jax.jit
-    def one(params, front, variance, azimuth, elevation):
+    def one(params, front, step, azimuth, elevation):
+        variance = ramp(scene.encoding.variance, step, scene.encoding.ramp_steps)
         camera = orbit(azimuth, elevation, distance, focal)
         return render_image(
-            field_fn(params, scene, front),
+            field_fn(params, scene, step, front),
             camera,
             size,
             variance,
@@ -311,10 +314,9 @@ def _view_renderer(scene: StepConfig, size: int):
         )
 
     def draw(state, step, angles=ANGLES, shown=lambda count: None):
-        variance = ramp(scene.encoding.variance, step, scene.encoding.ramp_steps)
         seen = []
         for azimuth, elevation in angles:
-            picture = one(state.params, state.front, variance, azimuth, elevation)
+            picture = one(state.params, state.front, step, azimuth, elevation)
             seen.append(jax.device_get(picture))
             shown(len(seen))
         return jax.tree.map(lambda *leaves: np.stack(leaves), *seen)
@@ -342,7 +344,7 @@ def _export(workdir: Path, c: DreamConfig, scene: StepConfig, state: SceneState,
     print("the mesh ...", flush=True)
 
     variance = jnp.full((1, 3), scene.encoding.variance[1], jnp.float32)
-    field = field_fn(state.params, scene, state.front)
+    field = field_fn(state.params, scene, c.steps, state.front)
     query = jax.jit(lambda points: field(points, variance))
     missing = None
     try:

@@ -182,8 +182,9 @@ def _takings(config: CameraConfig, elevation: float, textureless: bool) -> truth
 
 
 @partial(jax.jit, static_argnames=("scene", "size"))
-def _draw(scene: StepConfig, params, front, variance, taking: truth.Taking, size: int):
-    field = field_fn(params, scene, front)
+def _draw(scene: StepConfig, params, step, front, taking: truth.Taking, size: int):
+    field = field_fn(params, scene, step, front)
+    variance = ramp(scene.encoding.variance, step, scene.encoding.ramp_steps)
     behind = jnp.full((1, 1, 3), BACKDROP)
 
     def one(t):
@@ -198,9 +199,9 @@ def dream_pictures(
     settings: dream.DreamConfig, scene: StepConfig, state: SceneState, c: DreamsConfig
 ) -> Seen:
     """A finished dream's field from `AZIMUTHS`."""
-    variance = ramp(scene.encoding.variance, settings.steps, scene.encoding.ramp_steps)
     takings = (_takings(scene.camera, c.elevation, bare) for bare in (False, True))
-    draw = lambda taking: _draw(scene, state.params, state.front, variance, taking, c.size)  # noqa: E731
+    shown = scene, state.params, settings.steps, state.front
+    draw = lambda taking: _draw(*shown, taking, c.size)  # noqa: E731
     (colored, opacity), (bare, _) = map(draw, takings)
     return Seen(*map(np.asarray, (colored, bare, opacity)))
 

@@ -48,9 +48,8 @@ def score(
             except UserError as error:
                 skipped.append(f"{place.name}: {error}")
                 continue
-            variance = ramp(scene.encoding.variance, c.steps, scene.encoding.ramp_steps)
             for textureless, kept in ((0.0, colored), (1.0, bare)):
-                seen = _draw(scene, state.params, state.front, variance, textureless, size)
+                seen = _draw(scene, state.params, c.steps, state.front, textureless, size)
                 kept.append(np.asarray(seen))
             said.append(prompt)
             bar.update(number + 1)
@@ -71,10 +70,11 @@ def score(
 
 @partial(jax.jit, static_argnames=("scene", "size"))
 def _draw(
-    scene: StepConfig, params: PyTree, front, variance, textureless, size: int
+    scene: StepConfig, params: PyTree, step, front, textureless, size: int
 ) -> Float[np.ndarray, "v size size 3"]:
     distance, focal = (sum(ends) / 2 for ends in (scene.camera.distance, scene.camera.focal))
-    field, white = field_fn(params, scene, front), jnp.ones((1, 1, 3))
+    field, white = field_fn(params, scene, step, front), jnp.ones((1, 1, 3))
+    variance = ramp(scene.encoding.variance, step, scene.encoding.ramp_steps)
 
     def one(azimuth):
         camera = orbit(azimuth, ELEVATION, distance, focal)

@@ -123,7 +123,7 @@ def picture(config, params, azimuth, front=None):
     camera = orbit(azimuth, 30.0, 3.1, 1.3)
     albedo = Shading(camera.position, jnp.float32(1.0), jnp.float32(0.0), jnp.float32(0.0))
     seen = render_image(
-        field_fn(params, config, front), camera, SIZE, jnp.float32(1e-3), albedo,
+        field_fn(params, config, 0, front), camera, SIZE, jnp.float32(1e-3), albedo,
         jnp.full((1, 1, 3), 0.5), config.render,
     )  # fmt: skip
     return np.asarray(seen.rgb), np.asarray(seen.normal)

@@ -11,7 +11,14 @@ import numpy as np
 import optax
 import pytest
 
-from dreamjax.distill.step import LossConfig, StepConfig, init_scene, make_sds_step
+from dreamjax.distill.step import (
+    ContrastConfig,
+    LossConfig,
+    StepConfig,
+    field_fn,
+    init_scene,
+    make_sds_step,
+)
 from dreamjax.scene.camera import CameraConfig
 from dreamjax.scene.field import FieldConfig
 from dreamjax.scene.render import RenderConfig
@@ -73,10 +80,11 @@ def test_eight_devices_give_one_devices_raw_gradient():
     assert done.returncode == 0 and done.stdout.endswith("agree\n"), done.stderr[-2000:]
 
 
-def shown(index, front=0, **changes):
-    """The pictures of an opaque ball that an objective is shown, and the views that it is told."""
+def shown(index, front=0, at=0, bias=9.0, **changes):
+    """The pictures of a ball, opaque at this bias, that an objective is shown at step `at`, and the
+    views that it is told."""
     scene = StepConfig(
-        field=FieldConfig(width=8, blocks=1, density_bias=9.0),
+        field=FieldConfig(width=8, blocks=1, density_bias=bias),
         render=RenderConfig(samples=8, normal_samples=1, radius=0.5),
         camera=CameraConfig(distance=(3.0, 3.0), jitter_position=0.0, jitter_look_at=0.0),
         **changes,
@@ -88,7 +96,8 @@ def shown(index, front=0, **changes):
     tx = optax.identity()
     update = lambda grads, loss, params, opt_state: (params, opt_state, {})  # noqa: E731
     step = make_sds_step(objective, scene, update, lambda tree: tree, 12, False)
-    state = init_scene(jax.random.key(0), scene, tx)._replace(front=jnp.int32(front))
+    state = init_scene(jax.random.key(0), scene, tx)
+    state = state._replace(step=jnp.int32(at), front=jnp.int32(front))
     after, metrics = jax.jit(step)(state, jnp.asarray(index), None, jax.random.key(1))
     assert int(after.front) == front
     return np.asarray(metrics["rgb"]), metrics["views"]
@@ -101,6 +110,37 @@ def test_views_are_named_from_the_front(quick_compilation):
     np.testing.assert_allclose(named["camera"].azimuth, views["camera"].azimuth - 270.0, atol=1e-4)
     np.testing.assert_array_equal(named["camera"].position, views["camera"].position)
     np.testing.assert_array_equal(named["camera"].elevation, views["camera"].elevation)
+
+
+def test_contrast_goes_by_the_step(quick_compilation):
+    contrast = ContrastConfig(power=3.0, pivot=2.0, start=10, ramp_steps=20)
+    scene = StepConfig(FieldConfig(width=8, blocks=1), contrast=contrast)
+    params = init_scene(jax.random.key(0), scene, optax.identity()).params
+    points = jax.random.uniform(jax.random.key(1), (32, 3), minval=-1.0, maxval=1.0)
+
+    def density(scene, step):
+        return np.float64(
+            field_fn(params, scene, jnp.int32(step))(points, jnp.full((1, 3), 0.01)).density
+        )
+
+    plain = density(StepConfig(scene.field), 50)
+    assert plain.min() < 1.0 and plain.max() > 4.0
+    for step, power in ((0, 1.0), (10, 1.0), (20, 2.0), (25, 2.5), (30, 3.0), (1000, 3.0)):
+        expected = 2.0 * (plain / 2.0) ** power
+        np.testing.assert_allclose(density(scene, step), expected, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_step_shows_the_contrast_of_its_step(quick_compilation):
+    """Fog below the pivot is as it was up to `start`, and at the end nothing but the backdrop."""
+    contrast = ContrastConfig(power=8.0, pivot=10.0, start=5, ramp_steps=5)
+    for at in (5, 10):
+        (fog, _), (seen, _), (behind, _) = (
+            shown([0, 1], at=at, bias=bias, contrast=given)
+            for bias, given in ((-3.0, None), (-3.0, contrast), (-40.0, None))
+        )
+        assert np.abs(fog - behind).max() > 0.03
+        np.testing.assert_allclose(seen, fog if at == 5 else behind, atol=1e-3)
 
 
 @pytest.mark.slow
