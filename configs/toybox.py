@@ -54,7 +54,7 @@ def get_config() -> config_dict.ConfigDict:
     )
     config.encoding = group(variance=(5e-2, 6e-3), ramp_steps=200)
     config.contrast = group(power=4.0, pivot=8.0, start=180, ramp_steps=100)  # against haze
-    config.render = group(samples=32, normal_samples=4, radius=1.0, frustum=False, chunk=256)
+    config.render = group(samples=32, normal_samples=4, radius=1.1, frustum=False, chunk=256)
     config.camera = group(
         distance=(2.8, 3.4),
         elevation=(-10.0, 80.0),
@@ -69,7 +69,7 @@ def get_config() -> config_dict.ConfigDict:
     config.loss = group(
         orientation=(1e-4, 1e-2),
         opacity=(0.0, 3e-3),
-        entropy=(0.0, 0.01),  # against haze
+        entropy=(0.0, 0.04),  # against haze
         ramp_steps=200,
         transmittance=0.0,
         target_opacity=(0.6, 0.12),
