@@ -22,7 +22,17 @@ def _config(name: str) -> config_dict.ConfigDict:
 def get_config() -> config_dict.ConfigDict:
     """The values that people override on the command line."""
     dream = _config("toybox").to_dict()
-    names = "field", "encoding", "render", "camera", "light", "shading", "loss", "mlp_background"
+    names = (
+        "field",
+        "encoding",
+        "contrast",
+        "render",
+        "camera",
+        "light",
+        "shading",
+        "loss",
+        "mlp_background",
+    )
     return config_dict.ConfigDict(
         dict(
             task="benchmark",
