@@ -67,8 +67,8 @@ def get_config() -> config_dict.ConfigDict:
         dtype="bfloat16",
     )
     config.encoding = group(variance=(5e-2, 1e-3), ramp_steps=4000)
-    # All rays at once would take 5 GiB at 64 pixels, 20 at 128.
     config.contrast = None
+    # All rays at once would take 5 GiB at 64 pixels, 20 at 128.
     config.render = group(samples=64, normal_samples=16, radius=1.0, frustum=False, chunk=2048)
     config.camera = group(
         distance=(2.5, 3.1),

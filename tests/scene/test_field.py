@@ -54,13 +54,13 @@ def test_field_against_numpy(params):
     assert np.ptp(found.albedo) > 0.3
 
 
-@pytest.mark.parametrize("power, pivot", [(3.0, 2.0), (0.5, 0.1)])
+@pytest.mark.parametrize("power, pivot", [(3.0, 2.0), (0.5, 1.0)])
 def test_power_is_contrast_about_the_pivot(params, power, pivot):
     mean, var = RNG.uniform(-0.5, 0.5, size=(64, 3)), np.full((64, 3), 0.01)
     apply = jax.jit(Field(CONFIG).apply, static_argnums=4)
     found = apply(params, jnp.float32(mean), jnp.float32(var), jnp.float32(power), pivot)
     density, albedo = forward(params, mean, var)
-    assert density.min() < pivot < density.max() or pivot == 0.1
+    assert density.min() < pivot < density.max()
     np.testing.assert_allclose(found.density, pivot * (density / pivot) ** power, rtol=1e-3)
     np.testing.assert_allclose(found.albedo, albedo, atol=1e-5)
 
