@@ -17,10 +17,10 @@ import numpy as np
 from dreamjax.diffusion.guidance import classifier_free
 from dreamjax.diffusion.process import q_sample, x0_from_eps
 from dreamjax.distill.prompts import embed_views
-from dreamjax.distill.step import field_fn
+from dreamjax.distill.step import encoding_variance, field_fn
 from dreamjax.errors import UserError
 from dreamjax.export.sheet import grid, write_png
-from dreamjax.scene.camera import all_names, name_index, orbit
+from dreamjax.scene.camera import all_names, middle_camera, name_index
 from dreamjax.scene.render import render_image
 from dreamjax.scene.shading import Shading
 from dreamjax.tasks.dream import load_scene
@@ -66,13 +66,11 @@ def main() -> None:
 
     c, scene, state = load_scene(given.run)
     prior, params = load_prior(c.weights, c.prior)
-    distance, focal = (sum(ends) / 2 for ends in (c.camera.distance, c.camera.focal))
-    camera = orbit(given.azimuth, given.elevation, distance, focal)
+    camera = middle_camera(c.camera, given.azimuth, given.elevation)
     albedo = Shading(camera.position, jnp.float32(1.0), jnp.float32(0.0), jnp.float32(0.0))
-    variance = jnp.float32(c.encoding.variance[1])
     rgb = render_image(
-        field_fn(state.params, scene, state.step, state.front), camera, prior.image_size, variance,
-        albedo, GREY, scene.render, with_normals=False,
+        field_fn(state.params, scene, state.step, state.front), camera, prior.image_size,
+        encoding_variance(scene, state.step), albedo, GREY, scene.render, with_normals=False,
     ).rgb  # fmt: skip
     name = int(name_index(prior.view_names, camera.azimuth, camera.elevation))
     called = all_names(prior.view_names)[name]

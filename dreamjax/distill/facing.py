@@ -19,10 +19,10 @@ from dreamjax.diffusion import timesteps
 from dreamjax.diffusion.process import q_sample
 from dreamjax.distill.prompts import nearest_text
 from dreamjax.distill.sds import SdsParams
-from dreamjax.distill.step import StepConfig, field_fn, ramp
+from dreamjax.distill.step import StepConfig, encoding_variance, field_fn
 from dreamjax.priors.base import Prior, Text
 from dreamjax.scene.background import backdrop_rgb, sample_backdrop
-from dreamjax.scene.camera import OVERHEAD_ELEVATION, name_index, orbit
+from dreamjax.scene.camera import OVERHEAD_ELEVATION, middle_camera, name_index
 from dreamjax.scene.render import render_image
 from dreamjax.scene.shading import sample_shading
 
@@ -92,18 +92,17 @@ def make_find_front(prior: Prior, config: StepConfig) -> Callable:
     It looks from `AZIMUTHS` directions at each of `ELEVATIONS`, at the prior's own size, in the
     light of training, but never without texture, which the prompt's text does not speak of.
     """
-    distance, focal = (sum(ends) / 2 for ends in (config.camera.distance, config.camera.focal))
     shading = dataclasses.replace(config.shading, textureless=0.0)
     size = prior.image_size
 
     def find_front(params: SdsParams, scene_params, step, key):
         field = field_fn(scene_params, config, step)
-        variance = ramp(config.encoding.variance, step, config.encoding.ramp_steps)
+        variance = encoding_variance(config, step)
 
         def losses(args):
             azimuth, elevation, key = args
             keys = jax.random.split(key, 4)
-            camera = orbit(azimuth, elevation, distance, focal)
+            camera = middle_camera(config.camera, azimuth, elevation)
             light = sample_shading(keys[0], camera.position, config.light, shading)
             behind = backdrop_rgb(sample_backdrop(keys[1]), size)
             rgb = render_image(field, camera, size, variance, light, behind, config.render).rgb

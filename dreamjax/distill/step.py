@@ -156,6 +156,11 @@ def field_fn(
     return field
 
 
+def encoding_variance(config: StepConfig, step: Int[Array, ""] | int) -> Float[Array, ""]:
+    """The isotropic variance of the encoding that the scene is rendered with at `step`."""
+    return ramp(config.encoding.variance, step, config.encoding.ramp_steps)
+
+
 def make_sds_step(
     objective: Objective,
     config: StepConfig,
@@ -193,7 +198,7 @@ def make_sds_step(
         number = index[:, None] * config.backdrops + jnp.arange(config.backdrops)
         told = told._replace(index=number.ravel())
         rays = jax.vmap(lambda c: camera_rays(c, size))(camera)
-        variance = ramp(config.encoding.variance, state.step, config.encoding.ramp_steps)
+        variance = encoding_variance(config, state.step)
 
         def loss_fn(params):
             if config.mlp_background:

@@ -91,6 +91,12 @@ def orbit(azimuth: float, elevation: float, distance: float, focal: float) -> Ca
     return Camera(distance * backward, rotation, focal, azimuth, elevation)
 
 
+def middle_camera(config: CameraConfig, azimuth: float, elevation: float) -> Camera:
+    """`orbit` in the middle of the distances and focal lengths that training draws from."""
+    distance, focal = (sum(ends) / 2 for ends in (config.distance, config.focal))
+    return orbit(azimuth, elevation, distance, focal)
+
+
 def sample_camera(key: Key[Array, ""], config: CameraConfig) -> Camera:
     """One random camera; azimuth and elevation are those it was aimed from, before the jitter."""
     keys = jax.random.split(key, 8)

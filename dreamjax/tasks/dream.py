@@ -26,10 +26,10 @@ from dreamjax.distill.step import (
     LossConfig,
     SceneState,
     StepConfig,
+    encoding_variance,
     field_fn,
     init_scene,
     make_sds_step,
-    ramp,
 )
 from dreamjax.errors import UserError
 from dreamjax.export.mesh import MeshConfig, extract_mesh, write_mesh
@@ -39,7 +39,7 @@ from dreamjax.export.sheet import SHEET_VIEWS, contact_sheet, grid, to_uint8, wr
 from dreamjax.export.video import write_video
 from dreamjax.priors import clip as clips
 from dreamjax.priors.stable_diffusion import StableDiffusion, fit_rgb_to_latent
-from dreamjax.scene.camera import CameraConfig, orbit
+from dreamjax.scene.camera import CameraConfig, middle_camera
 from dreamjax.scene.field import FieldConfig
 from dreamjax.scene.render import RenderConfig, render_image
 from dreamjax.scene.shading import LightConfig, Shading, ShadingConfig
@@ -296,18 +296,15 @@ def headlight(camera_position) -> Shading:
 
 def _view_renderer(scene: StepConfig, size: int):
     """A function from state, step and (azimuth, elevation) pairs to stacked renderings."""
-    distance = sum(scene.camera.distance) / 2
-    focal = sum(scene.camera.focal) / 2
 
     @jax.jit
     def one(params, front, step, azimuth, elevation):
-        variance = ramp(scene.encoding.variance, step, scene.encoding.ramp_steps)
-        camera = orbit(azimuth, elevation, distance, focal)
+        camera = middle_camera(scene.camera, azimuth, elevation)
         return render_image(
             field_fn(params, scene, step, front),
             camera,
             size,
-            variance,
+            encoding_variance(scene, step),
             headlight(camera.position),
             jnp.ones((1, 1, 3)),
             scene.render,

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from dreamjax.distill.step import SceneState, StepConfig, field_fn, ramp
+from dreamjax.distill.step import SceneState, StepConfig, encoding_variance, field_fn
 from dreamjax.errors import UserError
 from dreamjax.evaluate import probe as probes
 from dreamjax.evaluate import truth
@@ -40,7 +40,7 @@ from dreamjax.export.mesh import read_mesh
 from dreamjax.export.raster import render_mesh
 from dreamjax.export.sheet import grid, write_png
 from dreamjax.scene.background import Backdrop
-from dreamjax.scene.camera import VIEW_WORDS, CameraConfig, orbit, view_index
+from dreamjax.scene.camera import VIEW_WORDS, CameraConfig, middle_camera, view_index
 from dreamjax.scene.render import render_image
 from dreamjax.tasks import dream
 from dreamjax.tasks.many import attempt, prompts_of, slug
@@ -171,10 +171,9 @@ def score(
 @partial(jax.jit, static_argnames=("config", "elevation", "textureless"))
 def _takings(config: CameraConfig, elevation: float, textureless: bool) -> truth.Taking:
     """The eight views, lit from the camera, before grey."""
-    distance, focal = (sum(ends) / 2 for ends in (config.distance, config.focal))
 
     def one(azimuth):
-        camera = orbit(azimuth, elevation, distance, focal)
+        camera = middle_camera(config, azimuth, elevation)
         shading = dream.headlight(camera.position)._replace(textureless=jnp.float32(textureless))
         return truth.Taking(camera, shading, Backdrop(*jnp.full((2, 3), BACKDROP)))
 
@@ -184,7 +183,7 @@ def _takings(config: CameraConfig, elevation: float, textureless: bool) -> truth
 @partial(jax.jit, static_argnames=("scene", "size"))
 def _draw(scene: StepConfig, params, step, front, taking: truth.Taking, size: int):
     field = field_fn(params, scene, step, front)
-    variance = ramp(scene.encoding.variance, step, scene.encoding.ramp_steps)
+    variance = encoding_variance(scene, step)
     behind = jnp.full((1, 1, 3), BACKDROP)
 
     def one(t):

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from dreamjax.distill.step import StepConfig, field_fn, ramp
+from dreamjax.distill.step import StepConfig, encoding_variance, field_fn
 from dreamjax.errors import UserError
 from dreamjax.evaluate import r_precision
 from dreamjax.evaluate.r_precision import AZIMUTHS, ELEVATION
 from dreamjax.priors import clip as clips
-from dreamjax.scene.camera import orbit
+from dreamjax.scene.camera import middle_camera
 from dreamjax.scene.render import render_image
 from dreamjax.tasks import dream
 from dreamjax.tasks.many import prompts_of
@@ -72,12 +72,11 @@ def score(
 def _draw(
     scene: StepConfig, params: PyTree, step, front, textureless, size: int
 ) -> Float[np.ndarray, "v size size 3"]:
-    distance, focal = (sum(ends) / 2 for ends in (scene.camera.distance, scene.camera.focal))
     field, white = field_fn(params, scene, step, front), jnp.ones((1, 1, 3))
-    variance = ramp(scene.encoding.variance, step, scene.encoding.ramp_steps)
+    variance = encoding_variance(scene, step)
 
     def one(azimuth):
-        camera = orbit(azimuth, ELEVATION, distance, focal)
+        camera = middle_camera(scene.camera, azimuth, ELEVATION)
         shading = dream.headlight(camera.position)._replace(textureless=textureless)
         return render_image(field, camera, size, variance, shading, white, scene.render).rgb
 

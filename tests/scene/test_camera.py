@@ -10,6 +10,7 @@ from dreamjax.scene.camera import (
     CameraConfig,
     direction,
     look_at,
+    middle_camera,
     orbit,
     sample_camera,
     view_index,
@@ -49,6 +50,15 @@ def test_straight_above_is_finite_and_keeps_its_azimuth():
     camera = orbit(30, 90, 2, 1)
     assert np.all(np.isfinite(camera.rotation))
     np.testing.assert_allclose(camera.rotation[:, 1], -direction(30.0, 0.0), atol=1e-6)
+
+
+def test_the_middle_camera_stands_in_the_middle_of_those_drawn(drawn):
+    config, cameras = drawn
+    camera = middle_camera(config, 30.0, 20.0)
+    distances = np.linalg.norm(cameras.position, axis=-1)
+    assert float(np.linalg.norm(camera.position)) == pytest.approx(np.mean(distances), abs=0.02)
+    assert float(camera.focal) == pytest.approx(np.mean(cameras.focal), abs=0.01)
+    np.testing.assert_allclose(camera.position / 3.1, direction(30.0, 20.0), atol=1e-6)
 
 
 def test_look_at_is_a_rotation_that_faces_the_target():
