@@ -91,6 +91,7 @@ def get_config() -> config_dict.ConfigDict:
         orientation=(0.0, 0.0),
         opacity=(0.0, 0.0),
         entropy=(0.0, 0.0),
+        smoothness=(0.0, 0.0),
         ramp_steps=1,
         transmittance=0.5,
         target_opacity=(0.6, 0.12),

@@ -70,6 +70,7 @@ def get_config() -> config_dict.ConfigDict:
         orientation=(1e-4, 1e-2),
         opacity=(0.0, 3e-3),
         entropy=(0.0, 0.04),  # against haze
+        smoothness=(0.0, 4e-4),  # against dents, in lit views: they alone have normals
         ramp_steps=200,
         transmittance=0.0,
         target_opacity=(0.6, 0.12),

@@ -77,6 +77,7 @@ def get_config() -> config_dict.ConfigDict:
         orientation=(1e-4, 1e-2),
         opacity=(1e-3, 5e-3),
         entropy=(0.0, 0.0),
+        smoothness=(0.0, 0.0),
         ramp_steps=5000,
         transmittance=0.0,
         target_opacity=(0.6, 0.12),

@@ -23,7 +23,12 @@ from dreamjax.scene.camera import CameraConfig, sample_camera
 from dreamjax.scene.encoding import quarter_turns
 from dreamjax.scene.field import Field, FieldConfig
 from dreamjax.scene.rays import camera_rays
-from dreamjax.scene.regularizers import opacity_entropy, opacity_loss, transmittance_loss
+from dreamjax.scene.regularizers import (
+    normal_variation,
+    opacity_entropy,
+    opacity_loss,
+    transmittance_loss,
+)
 from dreamjax.scene.render import RenderConfig, render_rays
 from dreamjax.scene.shading import LightConfig, ShadingConfig, sample_shading
 from dreamjax.scene.textures import random_texture
@@ -47,6 +52,7 @@ class LossConfig:
     """Weights of the regularisers at the first step and from `ramp_steps` on, linear in between.
 
     `opacity` empties space, `entropy` (of opacity) decides what is neither empty nor opaque: haze.
+    `smoothness` (of the normals seen) takes dents away in shaded steps; others have no normals.
     `transmittance` is the constant weight of Dream Fields' own, whose target opacity falls from the
     first to the second value over `target_steps`, as a geometric series does.
     """
@@ -54,6 +60,7 @@ class LossConfig:
     orientation: tuple[float, float] = (1e-4, 1e-2)
     opacity: tuple[float, float] = (1e-3, 5e-3)
     entropy: tuple[float, float] = (0.0, 0.0)
+    smoothness: tuple[float, float] = (0.0, 0.0)
     ramp_steps: int = 5000
     transmittance: float = 0.0
     target_opacity: tuple[float, float] = (0.6, 0.12)
@@ -227,12 +234,15 @@ def make_sds_step(
             per_view = lambda values: jnp.sum(values) / len(index)  # noqa: E731
             weight = {
                 name: ramp(getattr(config.loss, name), state.step, config.loss.ramp_steps)
-                for name in ("orientation", "opacity", "entropy")
+                for name in ("orientation", "opacity", "entropy", "smoothness")
             }
             orientation = per_view(seen.orientation)
             opacity = per_view(opacity_loss(seen.opacity))
             total = loss + weight["orientation"] * orientation + weight["opacity"] * opacity
             total = total + weight["entropy"] * per_view(opacity_entropy(seen.opacity))
+            if shaded:
+                dents = per_view(normal_variation(seen.normal, seen.opacity))
+                total = total + weight["smoothness"] * dents
             if config.loss.transmittance:
                 start, end = map(math.log, config.loss.target_opacity)
                 target = jnp.exp(ramp((start, end), state.step, config.loss.target_steps))

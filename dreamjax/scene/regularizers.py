@@ -19,6 +19,25 @@ def orientation(
     return jnp.sum(jax.lax.stop_gradient(weights) * facing_away**2, axis=-1)
 
 
+def normal_variation(
+    normal: Float[Array, "*batch h w 3"], opacity: Float[Array, "*batch h w"]
+) -> Float[Array, "*batch"]:
+    """Sum over neighbours a, b in a picture of stop_gradient(o_a o_b) w |n_a - n_b|.
+
+    Total variation (Rudin, Osher and Fatemi, 1992) of composited normals: dents cost, but from one
+    normal to another a sharp edge costs what a curve does. With w, the picture's width in pixels,
+    it grows with their number, as sums over pixels do.
+    """
+
+    def along(normal, opacity):
+        step = jnp.sum((normal[..., 1:, :, :] - normal[..., :-1, :, :]) ** 2, axis=-1)
+        both = jax.lax.stop_gradient(opacity[..., 1:, :] * opacity[..., :-1, :])
+        return jnp.sum(both * jnp.sqrt(step + 1e-4), axis=(-2, -1))
+
+    across = along(jnp.swapaxes(normal, -3, -2), jnp.swapaxes(opacity, -2, -1))
+    return opacity.shape[-1] * (along(normal, opacity) + across)
+
+
 def opacity_loss(opacity: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """sqrt(opacity^2 + 0.01): keeps empty space empty without a kink at zero."""
     return jnp.sqrt(opacity**2 + 0.01)

@@ -170,10 +170,10 @@ def test_other_backgrounds_are_the_same_in_every_showing(changes, quick_compilat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["opacity", "entropy"])
+@pytest.mark.parametrize("name", ["opacity", "entropy", "smoothness"])
 def test_a_regulariser_has_the_weight_of_its_step(name, quick_compilation):
     """An objective that says nothing leaves the regularisers: at the second step of ramps."""
-    off = dict.fromkeys(("orientation", "opacity", "entropy"), (0.0, 0.0))
+    off = dict.fromkeys(("orientation", "opacity", "entropy", "smoothness"), (0.0, 0.0))
 
     def raw(ramp_steps, **weights):
         scene = StepConfig(
@@ -183,7 +183,7 @@ def test_a_regulariser_has_the_weight_of_its_step(name, quick_compilation):
         )
         silent = lambda params, rgb, views, key, step: (0.0 * jnp.sum(rgb), {})  # noqa: E731
         update = lambda grads, loss, params, opt_state: (grads, opt_state, {"loss": loss})  # noqa: E731
-        step = make_sds_step(silent, scene, update, lambda tree: tree, 8, False)
+        step = make_sds_step(silent, scene, update, lambda tree: tree, 8, name == "smoothness")
         state = init_scene(jax.random.key(0), scene, optax.identity())
         state = state._replace(step=jnp.int32(1))
         after, metrics = jax.jit(step)(state, jnp.arange(2), None, jax.random.key(1))
