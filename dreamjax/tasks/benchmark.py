@@ -23,6 +23,7 @@ from dreamjax.distill.step import StepConfig, init_scene, make_sds_step
 from dreamjax.priors import toybox
 from dreamjax.tasks import train_diffusion, train_prior
 from dreamjax.tasks.images import load
+from dreamjax.tasks.reading import init_heads
 from dreamjax.tasks.sampling import SamplerConfig, sample
 from dreamjax.training import parallel
 from dreamjax.training.metrics import Progress
@@ -107,6 +108,7 @@ def _matmul(c: BenchmarkConfig) -> list[Row]:
 def _prior_training(c: BenchmarkConfig) -> list[Row]:
     prior, params = _shipped(c)
     settings = train_prior.TrainPriorConfig(batch_size=c.batch_size)
+    trained = params | {"heads": init_heads(prior.text)}
     tx = make_optimizer(OptimizerConfig(), 1000)
     devices = parallel.devices_for(c.batch_size)
     step = parallel.pmap(train_prior.make_step(prior, settings, tx), devices)
@@ -117,7 +119,7 @@ def _prior_training(c: BenchmarkConfig) -> list[Row]:
         np.ones((c.batch_size, prior.text.length), np.int32),
     )
     batch = parallel.split_batch(batch, devices)
-    held = list(parallel.replicate((init_prior_state(params, tx), jax.random.key(0)), devices))
+    held = list(parallel.replicate((init_prior_state(trained, tx), jax.random.key(0)), devices))
 
     def call():
         held[0], metrics = step(held[0], batch, held[1])
