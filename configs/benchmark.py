@@ -1,4 +1,4 @@
-"""How fast this machine trains, samples and dreams: six minutes on two CPU cores with compilation.
+"""How fast this machine trains, samples and dreams: nine minutes on two CPU cores with compilation.
 
     scripts/benchmark
     python -m dreamjax.main --config=configs/benchmark.py --workdir=runs/benchmark
