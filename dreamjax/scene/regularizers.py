@@ -26,7 +26,7 @@ def normal_variation(
 
     Total variation (Rudin, Osher and Fatemi, 1992) of composited normals: dents cost, but from one
     normal to another a sharp edge costs what a curve does. With w, the picture's width in pixels,
-    it grows with their number, as sums over pixels do.
+    it grows with their number, as sums over pixels do. Lengths are rounded off at 0.01.
     """
 
     def along(normal, opacity):
