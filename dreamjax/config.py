@@ -1,253 +1,329 @@
-"""From what a user typed to what the code takes, and the workdir that a run owns.
+"""Configs: a tree of settings as dotted values, with overrides, and as `config.json`.
 
-Configs are mappings (`ml_collections.ConfigDict` among them) up to here and frozen dataclasses from
-here on; no function beyond sees a mapping.
+A path names a value in the tree: `optimizer.learning_rate`. A part of a tuple is named by its
+class, `penalties.entropy.weight.end`; where two are of one class, all are named by their number,
+`phases.0.size`. A whole part is replaced by name: `--config.field=hash_grid` takes the class
+HashGrid of the file hash_grid.py in the fields' package with its defaults, `package.module:Class`
+any other; `none` leaves a part out where that is allowed; a list, `glb,ply`, makes a tuple.
 """
 
 import dataclasses
 import difflib
+import importlib
 import json
-import math
-import os
+import pkgutil
+import re
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any
 
-from filelock import FileLock, Timeout
+from ml_collections import config_dict
 
 from dreamjax.errors import UserError
+from dreamjax.settings import Home, convert, expected, field_docs, hints_of, is_settings
 
-T = TypeVar("T")
-
-CONFIG_FILE = "config.json"
-LOCK_FILE = ".lock"
-
-# Locks of workdirs, by their files. They are the process's: the system lets go of them when it
-# ends, however it ends.
-_locks: dict[Path, FileLock] = {}
+CLASS = "class"  # the key of `config.json` under which a part says what it is
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ", did you mean X?" for the nearest of `known`, empty where none is near."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word[:200], list(known), n=1, cutoff=0.5)
     return f", did you mean {close[0]}?" if close else ""
 
 
-def check_counts(c, *names: str) -> None:
-    """Raise UserError for a field of `names` below 1."""
-    for name in names:
-        if getattr(c, name) < 1:
-            raise UserError(f"{name} must be at least 1; got {getattr(c, name)}")
+def snake(name: str) -> str:
+    """A class's name as its file is called: HashGrid is hash_grid."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
-def build(cls: type[T], config: Mapping[str, Any], where: str = "config") -> T:
-    """Return the dataclass `cls` with the values of `config`; missing keys keep their defaults.
-
-    Nested dataclasses come from nested mappings, tuples from tuples or lists, floats from ints too.
-    Raises UserError, with the key's full path beginning at `where`, for an unknown or a missing
-    key, a value of another type, or one that the dataclass refuses with a ValueError.
-    """
-    config = _plain_dict(config)
-    if not isinstance(config, Mapping):
-        raise _ill_typed(where, config, cls)
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
-    hints = typing.get_type_hints(cls)
-    for key in config:
-        if key not in fields:
-            raise UserError(f"unknown config key {where}.{key}{nearest(str(key), fields)}")
-    values = {
-        key: _convert(hints[key], config[key], f"{where}.{key}") for key in fields if key in config
-    }
-    for name, field in fields.items():
-        default = (field.default, field.default_factory)
-        if name not in values and default == (dataclasses.MISSING, dataclasses.MISSING):
-            raise UserError(f"{where}.{name} is missing: expected {_describe(hints[name])}")
-    try:
-        return cls(**values)
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from error
+def camel(name: str) -> str:
+    """Undo `snake`."""
+    return "".join(word[:1].upper() + word[1:] for word in name.split("_"))
 
 
-def _plain_dict(config):
-    # A ConfigDict is no Mapping; its values may be references, which this resolves.
-    return config.to_dict() if hasattr(config, "to_dict") else config
+def is_parts(value: Any) -> bool:
+    """Whether `value` is a tuple of parts."""
+    return isinstance(value, tuple) and bool(value) and all(map(is_settings, value))
 
 
-def _convert(hint, value, where: str):
-    """Return `value` as the annotation `hint` wants it."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        errors = []
-        for arg in (a for a in args if a is not type(None)):
-            try:
-                return _convert(arg, value, where)
-            except UserError as error:
-                errors.append(error)
-        raise errors[0] if len(errors) == 1 else _ill_typed(where, value, hint)
-    if origin is typing.Literal:
-        if value in args:
-            return value
-        raise _ill_typed(where, value, hint)
-    if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else build(hint, value, where)
-    if hint is tuple or origin is tuple:
-        if not isinstance(value, tuple | list):
-            raise _ill_typed(where, value, hint)
-        if not args:
-            return tuple(value)
-        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
-        if len(kinds) != len(value):
-            raise _ill_typed(where, value, hint)
-        return tuple(
-            _convert(kind, item, f"{where}[{i}]")
-            for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
-        )
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isnan(value):
-            return float(value)
-    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
-    raise _ill_typed(where, value, hint)
+def part_names(parts: tuple) -> list[str]:
+    """What each part of a tuple is called in a path."""
+    names = [snake(type(part).__name__) for part in parts]
+    return names if len(set(names)) == len(names) else [str(i) for i in range(len(parts))]
 
 
-def _describe(hint) -> str:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join(_describe(arg) for arg in typing.get_args(hint))
-    if typing.get_origin(hint) is typing.Literal:
-        return "one of " + ", ".join(map(repr, typing.get_args(hint)))
-    if dataclasses.is_dataclass(hint):
-        return "a group of " + ", ".join(f.name for f in dataclasses.fields(hint))
-    if hint is type(None):
-        return "None"
-    return hint.__name__ if type(hint) is type else str(hint)
+def children(part: Any) -> dict[str, Any]:
+    """The values directly below a part or a tuple of parts, by name."""
+    if is_settings(part):
+        return {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
+    return dict(zip(part_names(part), part, strict=True))
 
 
-def _ill_typed(where: str, value, hint) -> UserError:
-    return UserError(f"{where} is {value!r}: expected {_describe(hint)}")
-
-
-def to_plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `config` as JSON would give it back: plain dicts and lists.
-
-    Raises UserError for a value that JSON has no place for.
-    """
-    try:
-        return json.loads(json.dumps(_plain_dict(config), sort_keys=True))
-    except TypeError as error:
-        raise UserError(f"the config holds a value that cannot be stored: {error}") from error
-
-
-def check_workdir(
-    workdir: str | Path, config: Mapping[str, Any], harmless: tuple[str, ...] = ()
-) -> Path:
-    """Claim `workdir` for the run that `config` describes and return it, with `config.json` in it.
-
-    A new or empty directory is taken; one with the same config is gone on with. Only the dotted
-    keys in `harmless` (groups or single values) may differ, and then `config.json` is brought up to
-    date. No other process can claim it until this one ends or calls `release_workdir`. Raises
-    UserError, with nothing touched, where the directory is another run's or another process's,
-    holds something else, or cannot be written.
-    """
-    workdir = Path(workdir).expanduser()
-    plain = to_plain(config)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        present = sorted(p.name for p in workdir.iterdir())
-        if not os.access(workdir, os.W_OK | os.X_OK):
-            raise PermissionError("no permission to write")
-        path = workdir / CONFIG_FILE
-        stored = json.loads(path.read_text()) if CONFIG_FILE in present else None
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"cannot use the workdir {workdir}: {reason}") from error
-    except ValueError as error:
-        raise UserError(f"cannot read {workdir / CONFIG_FILE}: {error}") from error
-    if stored is None:
-        # Logs that the shell made (`2> workdir/log.txt`) and hidden files are nobody's loss.
-        other = [n for n in present if not n.startswith(".") and not n.endswith((".txt", ".log"))]
-        if other:
-            raise UserError(
-                f"the workdir {workdir} holds {other[0]} but no {CONFIG_FILE} of a run: "
-                "name a new or an empty directory"
-            )
-    else:
-        _check_same_run(workdir, stored, plain, harmless)
-    _lock(workdir)
-    if stored != plain:
-        write_atomic(path, json.dumps(plain, indent=2, sort_keys=True) + "\n")
-    return workdir
-
-
-def _lock(workdir: Path) -> None:
-    path = (workdir / LOCK_FILE).resolve()
-    lock = _locks.setdefault(path, FileLock(path, blocking=False, thread_local=False))
-    if lock.is_locked:  # claimed by an earlier run of this very process
-        return
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise UserError(
-            f"another process is running in the workdir {workdir}: wait for its end, stop it, or "
-            "name another --workdir"
-        ) from error
-    except NotImplementedError:  # a file system without locks
-        pass
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def release_workdir(workdir: str | Path) -> None:
-    """Let other processes claim `workdir`; does nothing where this one has not."""
-    lock = _locks.pop((Path(workdir).expanduser() / LOCK_FILE).resolve(), None)
-    if lock is not None:
-        lock.release()
-
-
-def _check_same_run(workdir: Path, stored, plain, harmless: tuple[str, ...]) -> None:
-    there, here = flatten(stored), flatten(plain)
-    differ = [
-        key
-        for key in sorted({*there, *here}, key=lambda key: (key != "prompt", key))
-        if there.get(key, "absent") != here.get(key, "absent")
-        and not any(key == h or key.startswith(h + ".") for h in harmless)
-    ]
-    if differ:
-        key, more = differ[0], differ[1:]
-        raise UserError(
-            f"the workdir {workdir} belongs to another run: {key} is "
-            f"{json.dumps(there.get(key, 'absent'))} there and "
-            f"{json.dumps(here.get(key, 'absent'))} here"
-            + (f" (also differing: {', '.join(more[:5])}{', ...' * (len(more) > 5)})" * bool(more))
-            + "; name another --workdir"
-        )
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one with dotted keys."""
-    flat = {}
-    for key, value in _plain_dict(config).items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
+def leaves(part: Any, prefix: str = "") -> dict[str, Any]:
+    """Every value of the tree that is no part, by its path."""
+    found = {}
+    for name, value in children(part).items():
+        if is_settings(value) or is_parts(value):
+            found |= leaves(value, f"{prefix}{name}.")
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            found[prefix + name] = value
+    return found
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write `text` beside `path` and rename, so that no reader sees half of it.
+def branches(part: Any, prefix: str = "") -> dict[str, Any]:
+    """Every part and tuple of parts below `part`, by its path."""
+    found = {}
+    for name, value in children(part).items():
+        if is_settings(value) or is_parts(value):
+            found |= {prefix + name: value} | branches(value, f"{prefix}{name}.")
+    return found
 
-    Raises UserError where the disk refuses.
+
+def hint_at(part: Any, path: str) -> Any:
+    """The annotation of the field at `path`, None for a part of a tuple."""
+    *above, name = path.split(".")
+    for step in above:
+        part = children(part)[step]
+    return hints_of(type(part))[name] if is_settings(part) else None
+
+
+def replaced(part: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """`part` with the values at these paths in place of its own; parts are built anew.
+
+    Raises UserError, with the whole path, for a value that its part refuses.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    changed, own = {}, children(part)
+    for name, value in own.items():
+        below = {p[len(name) + 1 :]: v for p, v in values.items() if p.startswith(name + ".")}
+        if name in values:
+            value = values[name]
+        if below:
+            value = replaced(value, below, f"{prefix}{name}.")
+        changed[name] = value
+    if not is_settings(part):
+        return tuple(changed.values())
     try:
-        beside.write_text(text)
-        os.replace(beside, path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        return dataclasses.replace(part, **changed)
+    except UserError as error:
+        raise UserError(f"{prefix}{error}") from error
+
+
+def flag_path(path: str) -> str:
+    """A path as `ml_collections` takes it: numbers are no names there, phases.0 is phases._0."""
+    return re.sub(r"\.(?=\d)", "._", path)
+
+
+def as_config_dict(part: Any) -> config_dict.ConfigDict:
+    """The leaves as nested ConfigDicts, from which `ml_collections` makes flags."""
+    config: Any = config_dict.ConfigDict()
+    for path, value in leaves(part).items():
+        *above, name = flag_path(path).split(".")
+        group: Any = config
+        for step in above:
+            if step not in group:
+                group[step] = config_dict.ConfigDict()
+            group = group[step]
+        # A plain None has no type that an override could be parsed by; this takes any literal.
+        group[name] = config_dict.placeholder(object) if value is None else value
+    return config.lock()
+
+
+def from_config_dict(part: Any, config: config_dict.ConfigDict) -> Any:
+    """`part` with the leaves that `config` holds."""
+    values = {}
+    for path, before in leaves(part).items():
+        value: Any = config
+        for step in flag_path(path).split("."):
+            value = value[step]
+        if value != before:
+            values[path] = value
+    return replaced(part, values)
+
+
+def choose(task: Any, path: str, text: str) -> Any:
+    """The part, or tuple of parts, that `--config.PATH=TEXT` asks for; raises UserError."""
+    hint = hint_at(task, path)
+    if hint is None:
+        raise UserError(f"--config.{path} is one of several: set its values, or name all of them")
+    optional, home, inner, many = _describe_hint(hint)
+    if text.lower() == "none" and (optional or many):
+        return () if many else None
+    if many:
+        before = branches(task).get(path, ())
+        present = dict(zip(part_names(before), before, strict=True))
+        names = [name.strip() for name in text.strip("()").split(",") if name.strip()]
+        chosen = tuple(present.get(n) or _part_called(n, path, home) for n in names)
+        return convert(hint, chosen, f"--config.{path}")
+    part = _number(text) if hasattr(inner, "from_number") else None
+    if part is None:
+        part = _part_called(text, path, home)
+    return convert(hint, part, f"--config.{path}")
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def takes_parts(hint: Any) -> bool:
+    """Whether a field of this annotation holds a part, several, or one or none."""
+    *_, inner, _ = _describe_hint(hint)
+    if not isinstance(inner, type):
+        return False
+    return getattr(inner, "_is_protocol", False) or getattr(inner, "__is_settings__", False)
+
+
+def _describe_hint(hint: Any) -> tuple[bool, str, Any, bool]:
+    """(may be None, the home of its parts, what one part is, whether it is a tuple of them)."""
+    home = ""
+    if typing.get_origin(hint) is Annotated:
+        hint, *marks = typing.get_args(hint)
+        home = next((mark.module for mark in marks if isinstance(mark, Home)), "")
+    optional = False
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        args = typing.get_args(hint)
+        optional = type(None) in args
+        hint = next(arg for arg in args if arg is not type(None))
+    many = typing.get_origin(hint) is tuple
+    inner = typing.get_args(hint)[0] if many else hint
+    if typing.get_origin(inner) is Annotated:
+        inner, *marks = typing.get_args(inner)
+        home = next((mark.module for mark in marks if isinstance(mark, Home)), home)
+    if not home and isinstance(inner, type):
+        home = inner.__module__
+    return optional, home, inner, many
+
+
+def _part_called(name: str, path: str, home: str) -> Any:
+    """A part by its short name in `home`, or by `module:Class`, with its defaults."""
+    module, _, class_name = name.partition(":")
+    if class_name:
+        return _built(_class_of(module, class_name), name)
+    if re.fullmatch(r"\w+", name):
+        for place in (f"{home}.{snake(name)}", home):
+            try:
+                found = getattr(importlib.import_module(place), camel(name), None)
+            except ModuleNotFoundError as error:
+                if not place.startswith(error.name or "\0"):
+                    raise UserError(f"--config.{path}={name} needs {error.name}") from error
+                continue
+            if getattr(found, "__is_settings__", False):
+                return _built(found, name)
+    known = parts_in(home)
+    raise UserError(
+        f"--config.{path}={name}: there is no such part{nearest(name, known)}"
+        f" (known: {', '.join(known)}; others as package.module:Class)"
+    )
+
+
+def parts_in(home: str) -> list[str]:
+    """The short names of the parts that a module defines, or a package's files are named by."""
+    module = importlib.import_module(home)
+    if not hasattr(module, "__path__"):
+        own = [n for n, v in vars(module).items() if getattr(v, "__module__", "") == home]
+        return sorted(snake(n) for n in own if hasattr(getattr(module, n), "__is_settings__"))
+    names = [found.name for found in pkgutil.iter_modules(module.__path__)]
+    found = {name: importlib.import_module(f"{home}.{name}") for name in names}
+    return [n for n, m in found.items() if hasattr(getattr(m, camel(n), 0), "__is_settings__")]
+
+
+def _built(cls: Any, name: str) -> Any:
+    try:
+        return cls()
+    except TypeError as error:
+        raise UserError(f"{name} has values without defaults: build it in a config file") from error
+
+
+def _class_of(module: str, name: str) -> type:
+    try:
+        cls: Any = getattr(importlib.import_module(module), name, None)
+    except ImportError as error:
+        raise UserError(f"there is no module {module!r}: {error}") from error
+    if not getattr(cls, "__is_settings__", False):
+        raise UserError(f"{module} has no part {name!r}")
+    return cls
+
+
+def to_plain(part: Any) -> Any:
+    """A tree of settings as JSON has it: each part an object that says its class."""
+    if is_settings(part):
+        name = f"{type(part).__module__}:{type(part).__qualname__}"
+        return {CLASS: name} | {k: to_plain(v) for k, v in children(part).items()}
+    if isinstance(part, tuple | list):
+        return [to_plain(item) for item in part]
+    return part
+
+
+def from_plain(plain: Any, where: str = "config") -> Any:
+    """Undo `to_plain`.
+
+    Only classes of dreamjax and of modules that are imported already are taken: reading a file
+    imports nothing of its choice. Raises UserError for anything that `to_plain` would not write.
+    """
+    if isinstance(plain, list):
+        return tuple(from_plain(item, f"{where}[{i}]") for i, item in enumerate(plain))
+    if not isinstance(plain, dict):
+        return plain
+    name = plain.get(CLASS)
+    if not isinstance(name, str):
+        raise UserError(f"{where} does not say its class")
+    cls = _known_class(name, where)
+    fields = {f.name for f in dataclasses.fields(cls)}
+    given = {k: from_plain(v, f"{where}.{k}") for k, v in plain.items() if k != CLASS}
+    if strange := sorted(set(given) - fields):
+        raise UserError(f"unknown config key {where}.{strange[0]}{nearest(strange[0], fields)}")
+    if missing := sorted(fields - set(given)):
+        raise UserError(f"{where}.{missing[0]} is missing")
+    try:
+        return cls(**given)
+    except UserError as error:
+        raise UserError(f"{where}.{error}") from error
+
+
+def _known_class(name: str, where: str) -> type:
+    module, _, class_name = name.partition(":")
+    if re.fullmatch(r"dreamjax(\.\w+)+", module):
+        return _class_of(module, class_name)
+    if module in sys.modules:
+        found: Any = getattr(sys.modules[module], class_name, None)
+        if getattr(found, "__is_settings__", False):
+            return found
+    raise UserError(f"{where} is a {name[:200]}, which is not known here: import its module first")
+
+
+def dumps(task: Any) -> str:
+    """The text of `config.json`."""
+    return json.dumps(to_plain(task), indent=2) + "\n"
+
+
+def describe(task: Any, prefix: str = "config") -> list[str]:
+    """The lines of `--help`: every part and value with its meaning, range and present value."""
+    docs, hints = field_docs(type(task)), hints_of(type(task))
+    lines, below = [], []
+    for name, value in children(task).items():
+        path, doc = f"{prefix}.{name}", docs.get(name, "")
+        if hasattr(value, "from_number"):  # a value over time: a number, or its three values
+            lines += [f"  --{path}={value}", f"      {doc} (a number, or .start, .end, .over)"]
+        elif is_settings(value):
+            below += _describe_part(path, doc, value)
+        elif is_parts(value):
+            below += ["", f"--{path}={','.join(part_names(value))}", f"    {doc}"]
+            for part, one in children(value).items():
+                below += _describe_part(f"{path}.{part}", "", one)
+        else:
+            lines += [f"  --{path}={_shown(value)}", f"      {doc} ({expected(hints[name])})"]
+    return lines + below
+
+
+def _describe_part(path: str, doc: str, part: Any) -> list[str]:
+    summary = " ".join((type(part).__doc__ or "").split("\n\n")[0].split())
+    head = ["", f"--{path}={snake(type(part).__name__)}", *([f"    {doc}"] if doc else [])]
+    return [*head, f"    {type(part).__name__}: {summary}", *describe(part, path)]
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if not isinstance(value, str) or not value or " " in value else value

@@ -1,215 +1,221 @@
-"""Dataclasses from mappings, and who owns a workdir."""
+"""Trees of settings as paths, overrides, parts by name, help and JSON."""
 
 import json
-import os
-import stat
-import subprocess
-import sys
-from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Protocol
 
 import pytest
-from ml_collections import config_dict
 
-from dreamjax.config import build, check_workdir, nearest, release_workdir
+from dreamjax import config as config_lib
+from dreamjax.clock import Ramp
+from dreamjax.config import (
+    as_config_dict,
+    branches,
+    choose,
+    describe,
+    dumps,
+    from_config_dict,
+    from_plain,
+    leaves,
+    nearest,
+    replaced,
+    to_plain,
+)
 from dreamjax.errors import UserError
+from dreamjax.settings import Count, Home, Positive, settings
 
 
-@dataclass(frozen=True)
-class Inner:
-    """A group."""
+class Wheel(Protocol):
+    """What a car rolls on."""
 
-    width: int = 8
-    rate: float = 0.5
-    span: tuple[float, float] = (0.0, 1.0)
-    mults: tuple[int, ...] = (1, 2)
-
-    def __post_init__(self):
-        """Refuse a width below one."""
-        if self.width < 1:
-            raise ValueError(f"width is {self.width}, expected at least 1")
+    size: float
 
 
-@dataclass(frozen=True)
-class Outer:
-    """A config."""
+@settings
+class Round:
+    """A round wheel."""
 
-    name: str
-    flag: bool = False
-    weights: str | None = None
-    kind: Literal["a", "b"] = "a"
-    inner: Inner = field(default_factory=Inner)
+    size: Positive = 0.3  # radius in metres
 
 
-def test_values_arrive_with_the_types_of_the_fields():
-    config = config_dict.ConfigDict({"name": "x", "inner": {"rate": 2, "span": [0, 3]}})
-    built = build(Outer, config)
-    assert built == Outer("x", inner=Inner(rate=2.0, span=(0.0, 3.0)))
-    assert type(built.inner.rate) is float and type(built.inner.span[1]) is float
-    assert build(Outer, {"name": "x", "weights": "w", "kind": "b"}).weights == "w"
-    assert build(Outer, {"name": "x", "inner": Inner(3)}).inner.width == 3
-    placeholder = config_dict.ConfigDict({"name": "x"})
-    placeholder.weights = config_dict.placeholder(str)
-    assert build(Outer, placeholder).weights is None
+@settings
+class SquareWheel:
+    """A square wheel, for comparison."""
+
+    size: Positive = 0.2  # half a side in metres
+    grip: Ramp = Ramp(0.5, 1.0)  # over the run
+
+
+@settings
+class Engine:
+    """What moves a car."""
+
+    power: Positive = 50.0  # in kilowatts
+
+
+@settings
+class Car:
+    """A car."""
+
+    name: str = ""  # of the car
+    seats: Count = 4  # how many may sit
+    span: tuple[float, float] = (0.1, 1.0)
+    color: str | None = None
+    front: Annotated[Wheel, Home(__name__)] = Round()  # the two in front
+    back: tuple[Annotated[Wheel, Home(__name__)], ...] = (Round(), SquareWheel())
+    """those behind"""
+    twins: tuple[Engine, ...] = (Engine(), Engine(60.0))
+    spare: Engine | None = None  # a second engine
+
+
+LEAVES = {
+    "name": "",
+    "seats": 4,
+    "span": (0.1, 1.0),
+    "color": None,
+    "front.size": 0.3,
+    "back.round.size": 0.3,
+    "back.square_wheel.size": 0.2,
+    "back.square_wheel.grip.start": 0.5,
+    "back.square_wheel.grip.end": 1.0,
+    "back.square_wheel.grip.over": (0.0, 1.0),
+    "twins.0.power": 50.0,
+    "twins.1.power": 60.0,
+    "spare": None,
+}
+
+
+def test_every_value_has_a_path():
+    assert leaves(Car()) == LEAVES
+    assert {"front", "back", "back.round", "back.square_wheel.grip", "twins.1"} <= set(
+        branches(Car())
+    )
+
+
+def test_values_are_replaced_by_their_paths():
+    car = replaced(Car(), {"twins.1.power": 70, "back.square_wheel.grip.end": 2, "seats": 2})
+    assert leaves(car) == LEAVES | {
+        "twins.1.power": 70.0,
+        "back.square_wheel.grip.end": 2.0,
+        "seats": 2,
+    }
+    with pytest.raises(UserError, match=r"^twins.0.power is 0.0: expected above 0"):
+        replaced(Car(), {"twins.0.power": 0})
+
+
+def test_through_a_config_dict_and_back():
+    config = as_config_dict(Car())
+    assert config.back.square_wheel.grip.end == 1.0 and config.is_locked
+    assert from_config_dict(Car(), config) == Car()
+    with config.unlocked():
+        config.twins._0.power = 55.0
+    assert from_config_dict(Car(), config).twins == (Engine(55.0), Engine(60.0))
 
 
 @pytest.mark.parametrize(
-    "change, says",
+    ("path", "text", "part"),
     [
-        ({"inner": {"widht": 3}}, "unknown config key c.inner.widht, did you mean width?"),
-        ({"zzz": 3}, "unknown config key c.zzz"),
-        ({"inner": {"width": 3.5}}, "c.inner.width is 3.5: expected int"),
-        ({"inner": {"width": True}}, "c.inner.width is True: expected int"),
-        ({"inner": {"width": 0}}, "c.inner: width is 0, expected at least 1"),
-        ({"inner": {"rate": "0.5"}}, "c.inner.rate is '0.5': expected float"),
-        ({"inner": {"rate": False}}, "c.inner.rate is False: expected float"),
-        ({"inner": {"rate": float("nan")}}, "c.inner.rate is nan: expected float"),
-        ({"inner": {"span": (1.0,)}}, "c.inner.span is (1.0,): expected tuple[float, float]"),
-        ({"inner": {"span": (1.0, "x")}}, "c.inner.span[1] is 'x': expected float"),
-        ({"inner": {"mults": 2}}, "c.inner.mults is 2: expected tuple[int, ...]"),
-        ({"inner": 7}, "c.inner is 7: expected a group of width, rate, span, mults"),
-        ({"flag": 1}, "c.flag is 1: expected bool"),
-        ({"weights": 4}, "c.weights is 4: expected str"),
-        ({"kind": "c"}, "c.kind is 'c': expected one of 'a', 'b'"),
-        ({"name": None}, "c.name is None: expected str"),
+        ("front", "square_wheel", SquareWheel()),
+        ("front", f"{__name__}:SquareWheel", SquareWheel()),
+        ("back", "square_wheel", (SquareWheel(),)),
+        ("back", "(round, square_wheel)", (Round(), SquareWheel())),
+        ("back", "none", ()),
+        ("back.square_wheel.grip", "0.7", Ramp(0.7, 0.7)),
+        ("spare", "engine", Engine()),
+        ("spare", "none", None),
     ],
 )
-def test_a_wrong_value_is_named_with_its_path(change, says):
-    with pytest.raises(UserError) as error:
-        build(Outer, {"name": "x", **change}, where="c")
-    assert str(error.value) == says
+def test_a_part_is_chosen_by_its_name(path, text, part):
+    assert choose(Car(), path, text) == part
 
 
-def test_a_missing_value_is_named():
-    with pytest.raises(UserError, match="config.name is missing: expected str"):
-        build(Outer, {})
+def test_parts_that_are_there_keep_their_values():
+    car = replaced(Car(), {"back.square_wheel.size": 0.9})
+    assert choose(car, "back", "square_wheel") == (SquareWheel(0.9),)
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "says"),
+    [
+        ("front", "rond", "--config.front=rond: there is no such part, did you mean round?"),
+        ("front", "engine", "--config.front is Engine(power=50.0): expected Wheel"),
+        ("front", "none", "there is no such part"),
+        ("front", "no_module:X", "there is no module 'no_module'"),
+        ("front", "json:dumps", "json has no part 'dumps'"),
+        ("front", "3", "there is no such part"),
+        ("twins.0", "engine", "--config.twins.0 is one of several"),
+        ("back", "round,ball", "--config.back=ball"),
+        ("back.square_wheel.grip", "2e9", "grip is 2000000000.0: expected between"),
+    ],
+)
+def test_another_name_is_one_line(path, text, says):
+    with pytest.raises(UserError) as caught:
+        choose(Car(), path, text)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_json_keeps_the_classes_and_gives_equals_back():
+    car = Car("beetle", back=(SquareWheel(grip=Ramp(0.1, 0.2)),), spare=Engine(1.0))
+    plain = json.loads(dumps(car))
+    assert plain["back"][0]["class"] == f"{__name__}:SquareWheel"
+    assert from_plain(plain) == car and to_plain(from_plain(plain)) == to_plain(car)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda p: p.pop("class"), "config does not say its class"),
+        (lambda p: p["front"].update({"class": 3}), "config.front does not say its class"),
+        (lambda p: p["front"].update({"class": "os:path"}), "is a os:path, which is not known"),
+        (lambda p: p["front"].update({"class": "antigravity:X"}), "which is not known here"),
+        (lambda p: p["front"].update({"class": "dreamjax.nothing:X"}), "no module"),
+        (lambda p: p["front"].update({"class": "dreamjax.errors:UserError"}), "has no part"),
+        (lambda p: p["front"].update(sise=1), "config.front.sise, did you mean size?"),
+        (lambda p: p.pop("seats"), "config.seats is missing"),
+        (lambda p: p["twins"][1].update(power=-1), r"config.twins[1].power is -1"),
+        (lambda p: p.update(twins=3), "config.twins is 3"),
+        (lambda p: p.update(front=[]), "config.front is (): expected Wheel"),
+    ],
+)
+def test_json_that_nobody_wrote_is_told(change, says):
+    plain = to_plain(Car())
+    change(plain)
+    with pytest.raises(UserError) as caught:
+        from_plain(plain)
+    assert says in str(caught.value)
+
+
+def test_reading_json_imports_nothing_of_its_choice():
+    import sys
+
+    plain = to_plain(Car()) | {"front": {"class": "this:Zen"}}
+    with pytest.raises(UserError, match="import its module first"):
+        from_plain(plain)
+    assert "this" not in sys.modules
+
+
+def test_help_explains_every_value():
+    text = "\n".join(describe(Car()))
+    for line in (
+        "  --config.seats=4\n      how many may sit (a whole number, at least 1",
+        "--config.front=round\n    the two in front\n    Round: A round wheel.",
+        "  --config.front.size=0.3\n      radius in metres (a number, above 0)",
+        "--config.back=round,square_wheel\n    those behind",
+        "  --config.back.square_wheel.grip=0.5 to 1 while the run goes from 0 to 1\n",
+        "  --config.twins.1.power=60.0\n      in kilowatts",
+        "  --config.spare=None\n      a second engine (Engine or None)",
+    ):
+        assert line in text
+    assert all(path.split(".")[-1] in text for path in leaves(Car()))
 
 
 def test_nearest():
     assert nearest("stpes", ["steps", "seed"]) == ", did you mean steps?"
     assert nearest("zzz", ["steps", "seed"]) == ""
+    assert nearest("x" * 100_000, ["steps"]) == ""
 
 
-def run_config(**changes):
-    config = config_dict.ConfigDict(
-        {"prompt": "a red ball", "seed": 0, "span": (0.1, 1.0), "log": {"every": 10}}
+def test_the_parts_of_a_package_are_its_files():
+    assert {"mlp"} <= set(config_lib.parts_in("dreamjax.scene.fields"))
+    assert {"orientation", "opacity", "entropy"} <= set(
+        config_lib.parts_in("dreamjax.scene.penalties")
     )
-    config.update(changes)
-    return config
-
-
-def test_a_new_workdir_is_claimed_and_gone_on_with(tmp_path):
-    workdir = tmp_path / "deep" / "run"
-    assert check_workdir(workdir, run_config()) == workdir
-    text = (workdir / "config.json").read_text()
-    assert json.loads(text)["span"] == [0.1, 1.0] and json.loads(text)["prompt"] == "a red ball"
-    (workdir / "views.png").write_text("")
-    check_workdir(workdir, run_config())
-    assert (workdir / "config.json").read_text() == text
-    assert sorted(os.listdir(workdir)) == [".lock", "config.json", "views.png"]
-
-
-@pytest.mark.parametrize(
-    "change, says",
-    [
-        ({"prompt": "a cube"}, 'prompt is "a red ball" there and "a cube" here;'),
-        ({"span": (0.1, 0.9)}, r"span is \[0.1, 1.0\] there and \[0.1, 0.9\] here;"),
-        ({"extra": 1}, 'extra is "absent" there and 1 here;'),
-        ({"seed": 1, "prompt": "b"}, r'prompt is "a red ball" there.*\(also differing: seed\)'),
-        ({"log": {"every": 20}}, "log.every is 10 there and 20 here"),
-    ],
-)
-def test_another_runs_workdir_is_left_alone(tmp_path, change, says):
-    check_workdir(tmp_path, run_config())
-    before = (tmp_path / "config.json").read_bytes()
-    with pytest.raises(UserError, match=f"belongs to another run: {says}"):
-        check_workdir(tmp_path, run_config(**change))
-    assert (tmp_path / "config.json").read_bytes() == before
-
-
-def test_harmless_keys_may_change(tmp_path):
-    check_workdir(tmp_path, run_config())
-    check_workdir(tmp_path, run_config(log={"every": 20}), harmless=("log",))
-    assert json.loads((tmp_path / "config.json").read_text())["log"]["every"] == 20
-    with pytest.raises(UserError, match="seed is 0 there"):
-        check_workdir(tmp_path, run_config(seed=2), harmless=("log", "se"))
-
-
-def test_a_directory_of_other_things_is_refused(tmp_path):
-    (tmp_path / "log.txt").write_text("")  # a shell's redirection is no reason
-    (tmp_path / ".hidden").write_text("")
-    (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(UserError, match="holds thesis.tex but no config.json"):
-        check_workdir(tmp_path, run_config())
-    assert sorted(os.listdir(tmp_path)) == [".hidden", "log.txt", "thesis.tex"]
-    (tmp_path / "thesis.tex").unlink()
-    check_workdir(tmp_path, run_config())
-
-
-def test_a_workdir_that_cannot_be_used(tmp_path):
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match="cannot use the workdir .*file"):
-        check_workdir(tmp_path / "file", run_config())
-    with pytest.raises(UserError, match="cannot use the workdir .*run"):
-        check_workdir(tmp_path / "file" / "run", run_config())
-    assert (tmp_path / "file").read_text() == "mine"
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "config.json").write_text("{")
-    with pytest.raises(UserError, match="cannot read .*config.json"):
-        check_workdir(tmp_path / "broken", run_config())
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_workdir_without_permission(tmp_path):
-    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    try:
-        with pytest.raises(UserError, match="no permission to write"):
-            check_workdir(tmp_path, run_config())
-        with pytest.raises(UserError, match="Permission denied"):
-            check_workdir(tmp_path / "new", run_config())
-    finally:
-        tmp_path.chmod(stat.S_IRWXU)
-
-
-CLAIM = """
-import sys
-from dreamjax.config import check_workdir
-from dreamjax.errors import UserError
-try:
-    check_workdir(sys.argv[1], {"seed": 0})
-except UserError as error:
-    sys.exit(str(error))
-print("claimed", flush=True)
-sys.stdin.read()
-"""
-
-
-def claim_elsewhere(workdir):
-    """Another process that tries to claim the workdir and, if it can, holds it until killed."""
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    return subprocess.Popen([sys.executable, "-c", CLAIM, str(workdir)], text=True, **pipes)
-
-
-def test_one_process_a_workdir(tmp_path):
-    with claim_elsewhere(tmp_path / "run") as holder:
-        assert holder.stdout.readline() == "claimed\n"
-        with pytest.raises(UserError, match="another process is running in the workdir .*run: "):
-            check_workdir(tmp_path / "run", {"seed": 0})
-        check_workdir(tmp_path / "beside", {"seed": 0})
-        holder.kill()  # nothing is left that would have to be cleaned up
-    check_workdir(tmp_path / "run", {"seed": 0})
-    check_workdir(tmp_path / "run", {"seed": 0})  # gone on with in the same process
-    with claim_elsewhere(tmp_path / "run") as other:
-        assert other.communicate()[1].startswith("another process is running in the workdir")
-    assert other.returncode == 1
-    release_workdir(tmp_path / "run")
-    release_workdir(tmp_path / "never")
-    with claim_elsewhere(tmp_path / "run") as other:
-        assert other.stdout.readline() == "claimed\n"
-        other.kill()
-
-
-def test_a_value_that_json_cannot_hold(tmp_path):
-    with pytest.raises(UserError, match="cannot be stored"):
-        check_workdir(tmp_path / "run", {"x": object()})
-    assert not (tmp_path / "run").exists()
