@@ -1,4 +1,4 @@
-"""Volume rendering of a field along rays (NeRF; mip-NeRF eq. 1-3; DreamFusion section 3.1).
+"""Volume rendering of matter along rays (NeRF; mip-NeRF eq. 1-3; DreamFusion section 3.1).
 
 A ray is cut into `samples` intervals between where it enters and leaves the scene's sphere; each
 has a density, an albedo and a compositing weight w_i = T_i alpha_i. `dist` is distance along a ray
@@ -10,32 +10,31 @@ and what they add to the normal is the weighted mean normal; with `normal_sample
 interval has its own. On a surface a few intervals carry nearly all of the weight.
 """
 
-import dataclasses
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from dreamjax.clock import Ramp
+from dreamjax.errors import UserError
 from dreamjax.scene.camera import Camera
 from dreamjax.scene.encoding import conical_frustum_gaussian, isotropic
-from dreamjax.scene.field import FieldOutput
+from dreamjax.scene.matter import MatterFn
+from dreamjax.scene.ranges import BothEnds
 from dreamjax.scene.rays import Rays, camera_rays, intersect_sphere
-from dreamjax.scene.regularizers import orientation
 from dreamjax.scene.shading import Shading, lambertian
+from dreamjax.settings import Range, settings
 
 # Of density per unit length, per unit length: below it a normal shrinks with the gradient.
 SMALLEST_GRADIENT = 1e-4
-FieldFn = Callable[[Float[Array, "*batch 3"], Float[Array, "*batch v"]], FieldOutput]
 
 
-@dataclasses.dataclass(frozen=True)
-class RenderConfig:
+@settings
+class Renderer:
     """How rays are sampled.
-
-    `samples` intervals a ray inside the sphere of `radius`; light and normals at `normal_samples`
-    of them. `frustum` takes each interval's Gaussian from the cone's frustum instead of lam I.
 
     With `chunk` > 0, rays go by chunks of that many, those that hit the sphere first; chunks that
     miss it are skipped, and nothing is kept for the gradient but what a chunk begins with. On a CPU
@@ -43,17 +42,19 @@ class RenderConfig:
     once, which suits an accelerator with memory to spare.
     """
 
-    samples: int = 32
-    normal_samples: int = 4
-    radius: float = 1.0
-    frustum: bool = False
-    chunk: int = 256
+    samples: Annotated[int, Range(1, 1024)] = 32  # intervals of a ray inside the sphere
+    normal_samples: Annotated[int, Range(1, 1024)] = 4  # of them with normals: the heaviest
+    radius: Annotated[float, Range(0.01, 100.0)] = 1.0  # of the scene's sphere, in scene units
+    frustum: bool = False  # Gaussians of the rays' cones in place of `variance`
+    chunk: Annotated[int, Range(0, 10**6)] = 256  # rays that go at a time; 0: all
+    variance: Annotated[Ramp, BothEnds(0.0, 100.0)] = Ramp(5e-2, 2e-3, (0.0, 1 / 3))
+    """Isotropic variance of the Gaussians that the field sees, in squared scene units."""
 
     def __post_init__(self):
-        """Refuse settings that cannot be meant; raises ValueError."""
-        if not 1 <= self.normal_samples <= self.samples:
-            raise ValueError(
-                f"normal_samples = {self.normal_samples} must lie in 1..samples = {self.samples}"
+        """Refuse more normals than samples."""
+        if self.normal_samples > self.samples:
+            raise UserError(
+                f"normal_samples is {self.normal_samples}: expected at most samples, {self.samples}"
             )
 
 
@@ -62,8 +63,9 @@ class Rendering(NamedTuple):
 
     `rgb` is shaded and over the background. `albedo` and `normal` are composited over zero, so
     their scale is that of `opacity` (a normal is shorter still where normals disagree). `depth` is
-    the mean distance of what the ray meets, 0 where it meets nothing. `orientation` is the ray's
-    penalty for normals that face away (see `regularizers`).
+    the mean distance of what the ray meets, 0 where it meets nothing. `orientation` says how much
+    of it has normals that face away from the camera (see `facing_away`), times opacity over the
+    weights of the intervals that have normals: as if all had what those have on average.
     """
 
     rgb: Float[Array, "*batch 3"]
@@ -107,12 +109,12 @@ def compositing_weights(
 
 
 def density_normal(
-    field_fn: FieldFn, mean: Float[Array, "*batch 3"], var: Float[Array, "*#batch #3"]
+    matter_fn: MatterFn, mean: Float[Array, "*batch 3"], var: Float[Array, "*#batch #3"]
 ) -> tuple[Float[Array, "*batch 3"], Float[Array, "*batch 3"]]:
     """Unit normals and albedo at Gaussians; where density is all but flat, the normal goes to 0."""
 
     def density_and_albedo(mean):
-        output = field_fn(mean, var)
+        output = matter_fn(mean, var)
         return output.density, output.albedo
 
     density, pullback, albedo = jax.vjp(density_and_albedo, mean, has_aux=True)
@@ -121,14 +123,28 @@ def density_normal(
     return -gradient * jax.lax.rsqrt(jnp.maximum(squared, SMALLEST_GRADIENT**2)), albedo
 
 
+def facing_away(
+    weights: Float[Array, "*batch samples"],
+    normal: Float[Array, "*batch samples 3"],
+    direction: Float[Array, "*batch 3"],
+) -> Float[Array, "*batch"]:
+    """Sum of stop_gradient(w) max(0, n.v)^2: visible normals must not face away from the camera.
+
+    `direction` is the ray's, away from the camera, so n.v > 0 is a surface seen from behind
+    (Ref-NeRF eq. 11). Only the normals receive a gradient.
+    """
+    behind = jnp.maximum(jnp.sum(normal * direction[..., None, :], axis=-1), 0.0)
+    return jnp.sum(jax.lax.stop_gradient(weights) * behind**2, axis=-1)
+
+
 def render_rays(
-    field_fn: FieldFn,
+    matter_fn: MatterFn,
     rays: Rays,
     key: Key[Array, "*lead"] | None,
     lam: Float[Array, ""] | None,
     shading: Shading,
     background_rgb: Float[Array, "*#batch 3"],
-    config: RenderConfig,
+    renderer: Renderer,
     *,
     with_normals: bool = True,
 ) -> Rendering:
@@ -136,16 +152,17 @@ def render_rays(
 
     `shading` (and `key`, for stratified samples; None takes even ones) has no batch axes, or the
     first of the rays': rays [V, H, W] take a shading of [V] views and [V] keys, and view v then
-    draws what it would draw alone. `lam` is the isotropic variance, not used with `config.frustum`.
-    `background_rgb` broadcasts against the rays. `with_normals=False` shows albedo whatever the
-    shading says, with normals and orientation zero, and saves their cost.
+    draws what it would draw alone. `lam` is the isotropic variance, `renderer.variance` at some
+    time, not used with `renderer.frustum`. `background_rgb` broadcasts against the rays.
+    `with_normals=False` shows albedo whatever the shading says, with normals and orientation zero,
+    and saves their cost.
 
     Raises ValueError for neither `lam` nor the frustum.
     """
     batch = rays.radius.shape
     count = rays.radius.size
-    if lam is None and not config.frustum:
-        raise ValueError("lam, the isotropic variance, is needed unless config.frustum is set")
+    if lam is None and not renderer.frustum:
+        raise ValueError("lam, the isotropic variance, is needed unless renderer.frustum is set")
 
     def flat(leaf, unbatched_ndim):
         lead = leaf.ndim - unbatched_ndim
@@ -155,21 +172,21 @@ def render_rays(
 
     jitter = None
     if key is not None:
-        shape = (*batch[key.ndim :], config.samples - 1)
-        draw = lambda k: jax.random.uniform(k, shape)  # noqa: E731
+        shape = (*batch[key.ndim :], renderer.samples - 1)
+        draw = functools.partial(jax.random.uniform, shape=shape)
         for _ in range(key.ndim):
             draw = jax.vmap(draw)
-        jitter = draw(key).reshape(count, config.samples - 1)
+        jitter = draw(key).reshape(count, renderer.samples - 1)
     rays = Rays(*(leaf.reshape(count, *leaf.shape[len(batch) :]) for leaf in rays))
     shading = Shading(flat(shading.light_position, 1), *(flat(leaf, 0) for leaf in shading[1:]))
-    near, far, hit = intersect_sphere(rays.origin, rays.direction, config.radius)
+    near, far, hit = intersect_sphere(rays.origin, rays.direction, renderer.radius)
 
     def march(args):
-        return _march(field_fn, *args, lam, config, with_normals)
+        return _march(matter_fn, *args, lam=lam, renderer=renderer, with_normals=with_normals)
 
     args = rays, near, far, hit, jitter, shading
-    if config.chunk and count > config.chunk:
-        seen = _skip_missing(march, args, hit, config.chunk)
+    if renderer.chunk and count > renderer.chunk:
+        seen = _skip_missing(march, args, hit, renderer.chunk)
     else:
         seen = march(args)
     seen = jax.tree.map(lambda leaf: leaf.reshape(*batch, *leaf.shape[1:]), seen)
@@ -197,14 +214,14 @@ def _skip_missing(march, args, hit, chunk):
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[back], seen)
 
 
-def _march(field_fn, rays, near, far, hit, jitter, shading, lam, config, with_normals):
+def _march(matter_fn, rays, near, far, hit, jitter, shading, *, lam, renderer, with_normals):
     """Render a flat batch of rays [R] over black."""
-    dist_edges = interval_edges(near, far, config.samples, jitter)
-    if config.frustum:
+    dist_edges = interval_edges(near, far, renderer.samples, jitter)
+    if renderer.frustum:
         mean, var = conical_frustum_gaussian(rays, dist_edges)
     else:
         mean, var = isotropic(rays, dist_edges, lam)
-    density, albedo = field_fn(mean, var)
+    density, albedo = matter_fn(mean, var)
     density = jnp.where(hit[:, None], density, 0.0)
     weights, opacity = compositing_weights(density, dist_edges)
     albedo_seen = jnp.einsum("rs,rsc->rc", weights, albedo, precision=jax.lax.Precision.HIGHEST)
@@ -216,11 +233,11 @@ def _march(field_fn, rays, near, far, hit, jitter, shading, lam, config, with_no
             albedo_seen, albedo_seen, jnp.zeros_like(albedo_seen), depth, opacity, nothing
         )
 
-    _, top = jax.lax.top_k(weights, config.normal_samples)
+    _, top = jax.lax.top_k(weights, renderer.normal_samples)
     weights = jnp.take_along_axis(weights, top, axis=1)
     mean = jnp.take_along_axis(mean, top[:, :, None], axis=1)
     var = jnp.take_along_axis(var, top[:, :, None], axis=1)
-    normal, albedo = density_normal(field_fn, mean, var)
+    normal, albedo = density_normal(matter_fn, mean, var)
 
     # Light is a multiple of the colour, so the light at a point is the colour of white there.
     lit = jax.vmap(lambertian)
@@ -237,18 +254,18 @@ def _march(field_fn, rays, near, far, hit, jitter, shading, lam, config, with_no
     rest = color_seen - over(weights, color)
     rgb = over(weights, light * color) + rest * over(share, light)
     normal_seen = over(share, normal) * opacity[:, None]
-    facing_away = orientation(weights, normal, rays.direction)
-    return Rendering(rgb, albedo_seen, normal_seen, depth, opacity, facing_away)
+    orientation = facing_away(share * opacity[:, None], normal, rays.direction)
+    return Rendering(rgb, albedo_seen, normal_seen, depth, opacity, orientation)
 
 
 def render_image(
-    field_fn: FieldFn,
+    matter_fn: MatterFn,
     camera: Camera,
     size: int,
     lam: Float[Array, ""] | None,
     shading: Shading,
     background: Float[Array, "#size #size 3"] | Callable[[Array], Array],
-    config: RenderConfig,
+    renderer: Renderer,
     *,
     chunk: int = 4096,
     with_normals: bool = True,
@@ -273,7 +290,7 @@ def render_image(
         rays, behind = args
         behind = background(rays.direction) if callable(background) else behind
         return render_rays(
-            field_fn, rays, None, lam, shading, behind, config, with_normals=with_normals
+            matter_fn, rays, None, lam, shading, behind, renderer, with_normals=with_normals
         )
 
     behind = None

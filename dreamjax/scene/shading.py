@@ -1,35 +1,35 @@
 """Point lights and diffuse shading (DreamFusion, section 3.1 and equation 7)."""
 
-import dataclasses
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from dreamjax.errors import UserError
+from dreamjax.scene.ranges import LengthSpan
+from dreamjax.settings import Range, Share, settings
 
-@dataclasses.dataclass(frozen=True)
-class LightConfig:
-    """Where the light is: direction N(camera direction, `spread`^2 I), distance uniform, in scene
-    units.
+
+@settings
+class Light:
+    """The light of a view, and how often and how strongly it is seen.
+
+    A view is shaded with probability `shaded`; of those, `textureless` show white matter; the rest
+    show albedo alone.
     """
 
-    distance: tuple[float, float] = (2.5, 4.0)
-    spread: float = 0.7
+    distance: LengthSpan = (2.5, 4.0)  # from the origin, in scene units; uniform
+    spread: Annotated[float, Range(0.0, 100.0)] = 0.7  # direction is N(camera's, spread^2 I)
+    ambient: Share = 0.3  # light that comes from everywhere
+    diffuse: Share = 0.7  # light that comes from the lamp
+    shaded: Share = 0.75  # share of views that are lit; the others show albedo alone
+    textureless: Share = 0.5  # share of the lit views whose albedo is white
 
-
-@dataclasses.dataclass(frozen=True)
-class ShadingConfig:
-    """How often a view is shaded, and how strongly.
-
-    A view is shaded with probability `shaded`; of those, `textureless` have their albedo replaced
-    by white; the rest show albedo alone.
-    """
-
-    ambient: float = 0.3
-    diffuse: float = 0.7
-    shaded: float = 0.75
-    textureless: float = 0.5
+    def __post_init__(self):
+        """Refuse lit views that are black."""
+        if self.shaded and not self.ambient + self.diffuse:
+            raise UserError("ambient and diffuse are both 0: expected one above 0 where shaded is")
 
 
 class Shading(NamedTuple):
@@ -42,33 +42,38 @@ class Shading(NamedTuple):
 
 
 def sample_light(
-    key: Key[Array, ""], camera_position: Float[Array, "3"], config: LightConfig
+    key: Key[Array, ""], camera_position: Float[Array, "3"], light: Light
 ) -> Float[Array, "3"]:
     """A light near the camera's direction."""
     key_direction, key_distance = jax.random.split(key)
     towards = camera_position / jnp.linalg.norm(camera_position)
-    towards = towards + config.spread * jax.random.normal(key_direction, (3,))
+    towards = towards + light.spread * jax.random.normal(key_direction, (3,))
     towards = towards / jnp.maximum(jnp.linalg.norm(towards), 1e-6)
-    low, high = config.distance
+    low, high = light.distance
     return towards * jax.random.uniform(key_distance, (), minval=low, maxval=high)
 
 
 def sample_shading(
     key: Key[Array, ""],
     camera_position: Float[Array, "3"],
-    light: LightConfig,
-    config: ShadingConfig,
+    light: Light,
 ) -> Shading:
     """Draw the light and which of the three looks (albedo, shaded, textureless) a view gets."""
     key_light, key_shaded, key_textureless = jax.random.split(key, 3)
-    shaded = jax.random.bernoulli(key_shaded, config.shaded)
-    textureless = shaded & jax.random.bernoulli(key_textureless, config.textureless)
+    shaded = jax.random.bernoulli(key_shaded, light.shaded)
+    textureless = shaded & jax.random.bernoulli(key_textureless, light.textureless)
     return Shading(
         sample_light(key_light, camera_position, light),
-        jnp.where(shaded, config.ambient, 1.0),
-        jnp.where(shaded, config.diffuse, 0.0),
+        jnp.where(shaded, light.ambient, 1.0),
+        jnp.where(shaded, light.diffuse, 0.0),
         textureless.astype(jnp.float32),
     )
+
+
+def headlight(camera_position: Float[Array, "3"]) -> Shading:
+    """A light at the camera, a little above it, for the pictures that people look at."""
+    above = camera_position + jnp.array([0.0, 0.0, 1.0])
+    return Shading(above, jnp.float32(0.45), jnp.float32(0.55), jnp.float32(0.0))
 
 
 def lambertian(

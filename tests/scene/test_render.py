@@ -7,14 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dreamjax.clock import finished
 from dreamjax.scene import render
 from dreamjax.scene.camera import orbit
-from dreamjax.scene.field import Field, FieldConfig, FieldOutput
+from dreamjax.scene.density import Density
+from dreamjax.scene.fields.mlp import Mlp
+from dreamjax.scene.matter import Matter, matter_fn
 from dreamjax.scene.rays import Rays, camera_rays, intersect_sphere
 from dreamjax.scene.render import (
-    RenderConfig,
+    Renderer,
     compositing_weights,
     density_normal,
+    facing_away,
     interval_edges,
     render_image,
 )
@@ -27,9 +31,10 @@ LAM = jnp.float32(0.01)
 CAMERA = orbit(20, 30, 3, 1.2)
 SIZE = 8
 CENTER = np.array([0.1, -0.05, 0.0])
-CONFIG = RenderConfig(samples=16, normal_samples=16)
+RENDERER = Renderer(samples=16, normal_samples=16)
+FIELD = Mlp(width=16, blocks=1, max_deg=3)
 BACKGROUND = jnp.array([0.2, 0.5, 0.9])
-render_rays = jax.jit(render.render_rays, static_argnames=("field_fn", "config", "with_normals"))
+render_rays = jax.jit(render.render_rays, static_argnames=("matter_fn", "renderer", "with_normals"))
 
 
 def look(ambient=0.3, diffuse=0.7, textureless=0.0, light=(2.0, -1.0, 2.5)):
@@ -39,9 +44,7 @@ def look(ambient=0.3, diffuse=0.7, textureless=0.0, light=(2.0, -1.0, 2.5)):
 def soft_ball(mean, var):
     """A ball that is 20 dense inside radius 0.6, over 0.05 at its edge, with a colour by place."""
     distance = jnp.sqrt(jnp.sum((mean - jnp.float32(CENTER)) ** 2, axis=-1) + 1e-12)
-    return FieldOutput(
-        20.0 * jax.nn.sigmoid((0.6 - distance) / 0.05), 0.5 + 0.4 * jnp.sin(3.0 * mean)
-    )
+    return Matter(20.0 * jax.nn.sigmoid((0.6 - distance) / 0.05), 0.5 + 0.4 * jnp.sin(3.0 * mean))
 
 
 def soft_ball_numpy(mean):
@@ -94,12 +97,13 @@ def rays():
     return camera_rays(CAMERA, SIZE)
 
 
+def network_matter(params):
+    return matter_fn(FIELD, Density(), params, finished(1))
+
+
 @pytest.fixture(scope="module")
-def network():
-    config = FieldConfig(width=16, blocks=1, max_deg=3)
-    field = Field(config)
-    params = jax.jit(field.init)(jax.random.key(1), jnp.zeros((1, 3)), jnp.zeros((1, 1)))
-    return field, params
+def params():
+    return jax.jit(FIELD.init)(jax.random.key(1))
 
 
 def test_weights_against_a_loop():
@@ -145,8 +149,8 @@ def test_intervals_cover_the_chord_evenly_or_stratified():
 
 @pytest.mark.parametrize("shading", [look(), look(textureless=1.0), look(1.0, 0.0)])
 def test_rendering_against_numpy(rays, shading):
-    found = render_rays(soft_ball, rays, None, LAM, shading, BACKGROUND, CONFIG)
-    expected = reference(rays, shading, CONFIG.samples)
+    found = render_rays(soft_ball, rays, None, LAM, shading, BACKGROUND, RENDERER)
+    expected = reference(rays, shading, RENDERER.samples)
     assert 10 < np.sum(expected["opacity"] > 0.5) < 54
     for name, value in expected.items():
         np.testing.assert_allclose(getattr(found, name), value, atol=2e-5, err_msg=name)
@@ -154,8 +158,8 @@ def test_rendering_against_numpy(rays, shading):
 
 def test_few_normals_are_close_on_a_surface(rays):
     def picture(normal_samples):
-        config = RenderConfig(samples=32, normal_samples=normal_samples)
-        return render_rays(soft_ball, rays, None, LAM, look(), BACKGROUND, config)
+        renderer = Renderer(samples=32, normal_samples=normal_samples)
+        return render_rays(soft_ball, rays, None, LAM, look(), BACKGROUND, renderer)
 
     full, few = picture(32), picture(4)
     error = np.abs(few.rgb - full.rgb)
@@ -165,46 +169,82 @@ def test_few_normals_are_close_on_a_surface(rays):
         np.testing.assert_array_equal(getattr(few, name), getattr(full, name))
 
 
+def test_facing_away_against_numpy():
+    weights, direction = RNG.uniform(size=(7, 5)), RNG.normal(size=(7, 3))
+    normal = RNG.normal(size=(7, 5, 3))
+    expected = np.zeros(7)
+    for r in range(7):
+        for i in range(5):
+            expected[r] += weights[r, i] * max(0.0, float(normal[r, i] @ direction[r])) ** 2
+    args = *map(jnp.float32, (weights, normal)), jnp.float32(direction)
+    np.testing.assert_allclose(facing_away(*args), expected, rtol=1e-5)
+    moved = jax.grad(lambda *args: jnp.sum(facing_away(*args)), argnums=(0, 1))(*args)
+    np.testing.assert_array_equal(moved[0], 0.0)
+    assert np.abs(moved[1]).max() > 0.1
+
+
+def test_normals_that_face_the_camera_cost_nothing():
+    direction = jnp.array([0.0, 0.0, -1.0])
+    assert facing_away(jnp.ones(1), jnp.array([[0.0, 0.0, 1.0]]), direction) == 0.0
+    assert facing_away(jnp.ones(1), jnp.array([[0.0, 0.0, -1.0]]), direction) == 1.0
+
+
+@pytest.mark.parametrize("normal_samples", [1, 5, 16])
+def test_orientation_stands_for_all_that_is_seen_however_few_have_normals(rays, normal_samples):
+    """Fog that thickens towards one side has one normal everywhere."""
+    upwards = np.array([0.6, 0.0, -0.8])
+
+    def fog(mean, var):
+        return Matter(jnp.exp(mean @ jnp.float32(upwards)), jnp.full_like(mean, 0.5))
+
+    renderer = Renderer(samples=16, normal_samples=normal_samples)
+    seen = render_rays(fog, rays, None, LAM, look(), BACKGROUND, renderer)
+    facing = np.maximum(-np.float64(rays.direction) @ upwards, 0.0)
+    expected = np.float64(seen.opacity) * facing**2
+    assert np.any(expected > 0.01)
+    np.testing.assert_allclose(seen.orientation, expected, atol=1e-5)
+
+
 def test_albedo_alone_does_not_depend_on_how_many_normals_there_are(rays):
-    plain = render_rays(soft_ball, rays, None, LAM, look(), BACKGROUND, CONFIG, with_normals=False)
-    config = dataclasses.replace(CONFIG, normal_samples=2)
-    shaded = render_rays(soft_ball, rays, None, LAM, look(1.0, 0.0), BACKGROUND, config)
+    plain = render_rays(
+        soft_ball, rays, None, LAM, look(), BACKGROUND, RENDERER, with_normals=False
+    )
+    renderer = dataclasses.replace(RENDERER, normal_samples=2)
+    shaded = render_rays(soft_ball, rays, None, LAM, look(1.0, 0.0), BACKGROUND, renderer)
     np.testing.assert_allclose(plain.rgb, shaded.rgb, atol=1e-6)
     assert not np.any(plain.normal) and not np.any(plain.orientation)
 
 
 def test_uniform_fog_has_the_opacity_of_its_chord_and_nothing_beyond_the_sphere(rays):
     def fog(mean, var):
-        return FieldOutput(jnp.full(mean.shape[:-1], 0.7), jnp.zeros_like(mean))
+        return Matter(jnp.full(mean.shape[:-1], 0.7), jnp.zeros_like(mean))
 
     def only_beyond(mean, var):
         beyond = jnp.sum(mean**2, axis=-1) > (0.8 + 1e-4) ** 2
-        return FieldOutput(jnp.where(beyond, 1e3, 0.0), jnp.zeros_like(mean))
+        return Matter(jnp.where(beyond, 1e3, 0.0), jnp.zeros_like(mean))
 
-    config = RenderConfig(samples=5, normal_samples=1, radius=0.8)
+    renderer = Renderer(samples=5, normal_samples=1, radius=0.8)
     near, far, _ = intersect_sphere(rays.origin, rays.direction, 0.8)
     for key in (None, jax.random.key(3)):
-        seen = render_rays(fog, rays, key, LAM, look(), BACKGROUND, config)
+        seen = render_rays(fog, rays, key, LAM, look(), BACKGROUND, renderer)
         expected = -np.expm1(-0.7 * (np.float64(far) - np.float64(near)))
         assert np.any(expected == 0) and np.any(expected > 0.6)
         np.testing.assert_allclose(seen.opacity, expected, atol=1e-5)
-    empty = render_rays(only_beyond, rays, jax.random.key(3), LAM, look(), BACKGROUND, config)
+    empty = render_rays(only_beyond, rays, jax.random.key(3), LAM, look(), BACKGROUND, renderer)
     np.testing.assert_array_equal(empty.opacity, 0.0)
     np.testing.assert_array_equal(empty.rgb, np.broadcast_to(BACKGROUND, empty.rgb.shape))
 
 
-def test_normals_of_a_network_against_differences(network):
-    field, params = network
+def test_normals_of_a_network_against_differences(params):
+    matter = network_matter(params)
     mean = RNG.uniform(-0.6, 0.6, size=(20, 3))
 
-    apply = jax.jit(lambda m: field.apply(params, m, LAM[None]))
+    apply = jax.jit(lambda m: matter(m, LAM[None]))
 
     def density(points):
         return apply(jnp.float32(points)).density
 
-    normal, albedo = jax.jit(
-        lambda m: density_normal(lambda m, v: field.apply(params, m, v), m, LAM[None])
-    )(jnp.float32(mean))
+    normal, albedo = jax.jit(lambda m: density_normal(matter, m, LAM[None]))(jnp.float32(mean))
     step = 1e-2 * np.eye(3)
     slope = [np.float64(density(mean + d)) - np.float64(density(mean - d)) for d in step]
     slope = np.stack(slope, axis=-1)
@@ -218,9 +258,9 @@ def test_no_slope_gives_no_normal_and_every_gradient_is_finite(rays):
     def total(scale, density):
         def flat(mean, var):
             uneven = jnp.sum(mean, axis=-1) * (scale - 1.0)
-            return FieldOutput(density * scale + uneven, jnp.full_like(mean, 0.5) * scale)
+            return Matter(density * scale + uneven, jnp.full_like(mean, 0.5) * scale)
 
-        seen = render.render_rays(flat, rays, None, LAM, look(), BACKGROUND, CONFIG)
+        seen = render.render_rays(flat, rays, None, LAM, look(), BACKGROUND, RENDERER)
         return jnp.sum(seen.rgb) + jnp.sum(seen.orientation) + jnp.sum(seen.depth), seen
 
     value_and_grad = jax.jit(jax.value_and_grad(total, has_aux=True))
@@ -230,36 +270,35 @@ def test_no_slope_gives_no_normal_and_every_gradient_is_finite(rays):
         assert np.isfinite(gradient) and all(np.all(np.isfinite(leaf)) for leaf in seen)
 
 
-def test_network_gradients_are_finite_at_extreme_densities(rays, network):
-    field, params = network
-
+def test_network_gradients_are_finite_at_extreme_densities(rays, params):
     def total(params):
-        config = RenderConfig(samples=8, normal_samples=2)
-        apply = lambda m, v: field.apply(params, m, v)  # noqa: E731
-        seen = render.render_rays(apply, rays, None, LAM, look(), BACKGROUND, config)
+        renderer = Renderer(samples=8, normal_samples=2)
+        seen = render.render_rays(
+            network_matter(params), rays, None, LAM, look(), BACKGROUND, renderer
+        )
         return jnp.sum(seen.rgb) + jnp.sum(seen.orientation), seen.normal
 
     grad = jax.jit(jax.grad(total, has_aux=True))
     for bias in (-200.0, 200.0):
-        head = params["params"]["head"]
+        head = params["head"]
         shifted = {**head, "bias": head["bias"].at[0].set(bias)}
-        gradient, normal = grad({"params": {**params["params"], "head": shifted}})
+        gradient, normal = grad({**params, "head": shifted})
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
     # Inside a solid as dense as can be, there still is a way out.
     assert np.linalg.norm(normal, axis=-1).max() > 0.9
 
 
 @pytest.mark.slow
-def test_skipping_rays_that_miss_changes_neither_picture_nor_gradient(rays, network):
-    field, params = network
+def test_skipping_rays_that_miss_changes_neither_picture_nor_gradient(rays, params):
     keys = jax.random.split(jax.random.key(2), SIZE)
 
     def run(chunk):
-        config = RenderConfig(samples=8, normal_samples=2, chunk=chunk)
+        renderer = Renderer(samples=8, normal_samples=2, chunk=chunk)
 
         def total(params):
-            apply = lambda m, v: field.apply(params, m, v)  # noqa: E731
-            seen = render.render_rays(apply, rays, keys, LAM, look(), BACKGROUND, config)
+            seen = render.render_rays(
+                network_matter(params), rays, keys, LAM, look(), BACKGROUND, renderer
+            )
             return jnp.sum(jnp.sin(3.0 * seen.rgb)) + jnp.sum(seen.orientation), seen
 
         return jax.jit(jax.grad(total, has_aux=True))(params)
@@ -285,21 +324,21 @@ def test_a_view_in_a_batch_is_what_it_is_alone():
         jnp.array([0.0, 0.0, 1.0]),
     )
     behind = jnp.float32(RNG.uniform(size=(3, 4, 4, 3)))
-    config = RenderConfig(samples=8, normal_samples=3, chunk=20)
-    together = render_rays(soft_ball, rays, keys, LAM, shading, behind, config)
+    renderer = Renderer(samples=8, normal_samples=3, chunk=20)
+    together = render_rays(soft_ball, rays, keys, LAM, shading, behind, renderer)
     for v in range(3):
         one = Rays(*(leaf[v] for leaf in rays))
         light = Shading(*(leaf[v] for leaf in shading))
-        alone = render_rays(soft_ball, one, keys[v], LAM, light, behind[v], config)
+        alone = render_rays(soft_ball, one, keys[v], LAM, light, behind[v], renderer)
         for got, expected in zip(together, alone, strict=True):
             np.testing.assert_allclose(got[v], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("chunk", [20, 1000])
 def test_an_image_is_its_rays_whatever_the_chunks(rays, chunk):
-    whole = render_rays(soft_ball, rays, None, LAM, look(), BACKGROUND, CONFIG)
+    whole = render_rays(soft_ball, rays, None, LAM, look(), BACKGROUND, RENDERER)
     image = jax.jit(
-        lambda c: render_image(soft_ball, c, SIZE, LAM, look(), BACKGROUND, CONFIG, chunk=chunk)
+        lambda c: render_image(soft_ball, c, SIZE, LAM, look(), BACKGROUND, RENDERER, chunk=chunk)
     )(CAMERA)
     for got, expected in zip(image, whole, strict=True):
         np.testing.assert_allclose(got, expected, atol=2e-6)
@@ -310,15 +349,17 @@ def test_an_image_takes_a_background_by_direction_and_does_not_grow_in_memory(ra
         return 0.5 + 0.5 * direction
 
     image = jax.jit(
-        lambda c: render_image(soft_ball, c, SIZE, LAM, look(), by_direction, CONFIG, chunk=20)
+        lambda c: render_image(soft_ball, c, SIZE, LAM, look(), by_direction, RENDERER, chunk=20)
     )(CAMERA)
     behind = by_direction(rays.direction)
-    expected = render_rays(soft_ball, rays, None, LAM, look(), behind, CONFIG)
+    expected = render_rays(soft_ball, rays, None, LAM, look(), behind, RENDERER)
     np.testing.assert_allclose(image.rgb, expected.rgb, atol=2e-6)
 
     def temporary(size):
         draw = jax.jit(
-            lambda c: render_image(soft_ball, c, size, LAM, look(), BACKGROUND, CONFIG, chunk=1024)
+            lambda c: render_image(
+                soft_ball, c, size, LAM, look(), BACKGROUND, RENDERER, chunk=1024
+            )
         )
         return draw.lower(CAMERA).compile().memory_analysis().temp_size_in_bytes
 
@@ -329,10 +370,10 @@ def test_an_image_takes_a_background_by_direction_and_does_not_grow_in_memory(ra
 def test_the_frustum_gaussian_reaches_the_field(rays):
     def variance_as_density(mean, var):
         assert var.shape == mean.shape
-        return FieldOutput(jnp.sum(var, axis=-1), jnp.zeros_like(mean))
+        return Matter(jnp.sum(var, axis=-1), jnp.zeros_like(mean))
 
-    config = dataclasses.replace(CONFIG, frustum=True, normal_samples=1)
-    seen = render_rays(variance_as_density, rays, None, None, look(), BACKGROUND, config)
+    renderer = dataclasses.replace(RENDERER, frustum=True, normal_samples=1)
+    seen = render_rays(variance_as_density, rays, None, None, look(), BACKGROUND, renderer)
     near, far, hit = intersect_sphere(rays.origin, rays.direction, 1.0)
     # Along the middle ray the variance is nearly that of a uniform interval, and the cone's across.
     length = np.asarray(far - near)[4, 4]
@@ -342,5 +383,5 @@ def test_the_frustum_gaussian_reaches_the_field(rays):
 
 
 def test_too_many_normals_are_refused():
-    with pytest.raises(ValueError, match="normal_samples = 5"):
-        RenderConfig(samples=4, normal_samples=5)
+    with pytest.raises(ValueError, match="normal_samples is 5: expected at most samples, 4"):
+        Renderer(samples=4, normal_samples=5)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from dreamjax.scene.shading import (
-    LightConfig,
+    Light,
     Shading,
-    ShadingConfig,
+    headlight,
     lambertian,
     sample_light,
     sample_shading,
@@ -54,10 +54,10 @@ def test_no_normal_is_ambient_light_alone_with_a_finite_gradient():
 
 
 def test_lights_keep_their_distance_and_stay_near_the_camera():
-    config = LightConfig(distance=(0.8, 1.5), spread=0.3)
+    light = Light(distance=(0.8, 1.5), spread=0.3)
     keys = jax.random.split(jax.random.key(0), 2000)
     camera = jnp.array([0.0, 3.0, 0.0])
-    lights = np.asarray(jax.jit(jax.vmap(lambda k: sample_light(k, camera, config)))(keys))
+    lights = np.asarray(jax.jit(jax.vmap(lambda k: sample_light(k, camera, light)))(keys))
     distance = np.linalg.norm(lights, axis=-1)
     assert 0.8 - 1e-5 < distance.min() < 0.82 and 1.48 < distance.max() < 1.5 + 1e-5
     cosine = lights[:, 1] / distance
@@ -66,10 +66,9 @@ def test_lights_keep_their_distance_and_stay_near_the_camera():
 
 
 def test_looks_come_with_their_probabilities():
-    config = ShadingConfig(ambient=0.1, diffuse=0.9, shaded=0.75, textureless=0.5)
+    light = Light(ambient=0.1, diffuse=0.9, shaded=0.75, textureless=0.5)
     keys = jax.random.split(jax.random.key(1), 4000)
-    draw = jax.vmap(lambda k: sample_shading(k, jnp.ones(3), LightConfig(), config))
-    drawn = jax.jit(draw)(keys)
+    drawn = jax.jit(jax.vmap(lambda k: sample_shading(k, jnp.ones(3), light)))(keys)
     shaded = np.asarray(drawn.diffuse) > 0
     textureless = np.asarray(drawn.textureless) > 0.5
     assert shaded.mean() == pytest.approx(0.75, abs=0.03)
@@ -77,3 +76,13 @@ def test_looks_come_with_their_probabilities():
     assert not np.any(textureless[~shaded])
     np.testing.assert_allclose(np.asarray(drawn.ambient)[~shaded], 1.0)
     np.testing.assert_allclose(np.asarray(drawn.ambient)[shaded], 0.1)
+
+
+def test_the_headlight_stands_above_the_camera_and_lights_white_in_full():
+    shading = headlight(jnp.array([3.0, 0.0, 1.0]))
+    np.testing.assert_array_equal(shading.light_position, [3.0, 0.0, 2.0])
+    towards = shading.light_position / jnp.linalg.norm(shading.light_position)
+    seen = lambertian(jnp.ones(3), towards, jnp.zeros(3), shading)
+    np.testing.assert_allclose(seen, 1.0, atol=1e-6)
+    away = lambertian(jnp.ones(3), -towards, jnp.zeros(3), shading)
+    np.testing.assert_allclose(away, 0.45, atol=1e-6)

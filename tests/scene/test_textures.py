@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from dreamjax.scene.textures import blur, checkerboard, fourier, noise, random_texture
+from dreamjax.scene.backgrounds.textures import blur, checkerboard, fourier, noise, random_texture
 
 KEYS = jax.random.split(jax.random.key(0), 200)
 

@@ -1,15 +1,32 @@
-"""What is behind the object: random backdrops as augmentation, or a learned colour by direction."""
+"""Random backdrops, as augmentation: solid colours and gradients."""
 
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
 
-from dreamjax.scene.encoding import integrated_pos_enc
+from dreamjax.settings import settings
 
-BACKGROUND_DEGREES = 4
+
+@settings
+class Backdrops:
+    """Backdrops drawn at random: half of them solid, half graded, half of either kind grey."""
+
+    @property
+    def each(self) -> int:
+        """How many backgrounds every rendering is shown before."""
+        return 1
+
+    def init(self, key: Key[Array, ""]) -> PyTree:
+        """No parameters."""
+        return {}
+
+    def __call__(
+        self, params: PyTree, key: Key[Array, ""], direction: Float[Array, "h h 3"]
+    ) -> Float[Array, "1 h h 3"]:
+        """One random backdrop."""
+        return backdrop_rgb(sample_backdrop(key), direction.shape[0])[None]
 
 
 class Backdrop(NamedTuple):
@@ -33,20 +50,3 @@ def backdrop_rgb(backdrop: Backdrop, size: int) -> Float[Array, "size size 3"]:
     height = 1.0 - (jnp.arange(size, dtype=jnp.float32)[:, None, None] + 0.5) / size
     row = backdrop.bottom + height * (backdrop.top - backdrop.bottom)
     return jnp.broadcast_to(row, (size, size, 3))
-
-
-class BackgroundMLP(nn.Module):
-    """A learned colour for every direction, grey at the start (DreamFusion, section 3.2)."""
-
-    width: int = 32
-    depth: int = 2
-
-    @nn.compact
-    def __call__(self, direction: Float[Array, "*batch 3"]) -> Float[Array, "*batch 3"]:
-        """The rgb in [0, 1] behind rays of these unit directions."""
-        no_variance = jnp.zeros((1,) * direction.ndim)
-        x = integrated_pos_enc(direction, no_variance, 0, BACKGROUND_DEGREES)
-        for _ in range(self.depth):
-            x = nn.silu(nn.Dense(self.width, precision=jax.lax.Precision.HIGHEST)(x))
-        zero = nn.initializers.zeros_init()
-        return nn.sigmoid(nn.Dense(3, kernel_init=zero, precision=jax.lax.Precision.HIGHEST)(x))

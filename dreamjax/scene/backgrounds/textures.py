@@ -4,10 +4,14 @@ A background that is different every time and full of edges cannot be painted on
 that the object must stand for itself. All are pictures [size, size, 3] with rgb in [0, 1].
 """
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
+
+from dreamjax.settings import Range, settings
 
 SQUARES = 8  # a side of the checkerboard
 DECAY = 1.5  # amplitude of a Fourier texture falls as frequency^-DECAY
@@ -18,6 +22,24 @@ REACH = 7 / 224
 # Columns are independent directions of colour: mostly brightness, as in photographs (Olah et al.,
 # "Feature visualization", 2017).
 COLORS = np.array([[0.56, 0.20, 0.04], [0.58, 0.0, -0.11], [0.58, -0.20, 0.07]], np.float32)
+
+
+@settings
+class Textures:
+    """Noise, checkerboards and Fourier textures, all blurred (Dream Fields)."""
+
+    each: Annotated[int, Range(1, 64)] = 1  # backgrounds that every rendering is shown before
+
+    def init(self, key: Key[Array, ""]) -> PyTree:
+        """No parameters."""
+        return {}
+
+    def __call__(
+        self, params: PyTree, key: Key[Array, ""], direction: Float[Array, "h h 3"]
+    ) -> Float[Array, "each h h 3"]:
+        """Random textures."""
+        size = direction.shape[0]
+        return jax.vmap(lambda k: random_texture(k, size))(jax.random.split(key, self.each))
 
 
 def noise(key: Key[Array, ""], size: int) -> Float[Array, "size size 3"]:
