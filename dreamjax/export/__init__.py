@@ -2,3 +2,13 @@
 
 Everything here takes arrays, files and callables; nothing knows of diffusion or priors.
 """
+
+from dreamjax.export.glb import Glb
+from dreamjax.export.mesh_sheet import MeshSheet
+from dreamjax.export.obj import Obj
+from dreamjax.export.ply import Ply
+from dreamjax.export.report import Report
+from dreamjax.export.turntable import Turntable
+from dreamjax.export.views import Views
+
+__all__ = ["Glb", "MeshSheet", "Obj", "Ply", "Report", "Turntable", "Views"]

@@ -83,13 +83,29 @@ def encode_glb(mesh: Mesh) -> bytes:
         offset += array.nbytes
     accessors[2]["normalized"] = True
     accessors[0] |= {"min": position.min(0).tolist(), "max": position.max(0).tolist()}
+    header = _header(list(attributes), accessors, views, offset)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 4)
+    return b"".join(
+        [
+            struct.pack("<III", _MAGIC, 2, 12 + 8 + len(text) + 8 + offset),
+            struct.pack("<II", len(text), _JSON),
+            text,
+            struct.pack("<II", offset, _BIN),
+            *chunks,
+        ]
+    )
+
+
+def _header(attributes: list[str], accessors: list, views: list, size: int) -> dict:
+    """The glTF document of one mesh: `attributes` name the first accessors, indices come next."""
     primitive = {
         "attributes": {name: i for i, name in enumerate(attributes)},
         "indices": len(attributes),
         "material": 0,
         "mode": 4,
     }
-    header = {
+    return {
         "asset": {"version": "2.0", "generator": "dreamjax"},
         "scene": 0,
         "scenes": [{"nodes": [0]}],
@@ -103,19 +119,8 @@ def encode_glb(mesh: Mesh) -> bytes:
         ],
         "accessors": accessors,
         "bufferViews": views,
-        "buffers": [{"byteLength": offset}],
+        "buffers": [{"byteLength": size}],
     }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 4)
-    return b"".join(
-        [
-            struct.pack("<III", _MAGIC, 2, 12 + 8 + len(text) + 8 + offset),
-            struct.pack("<II", len(text), _JSON),
-            text,
-            struct.pack("<II", offset, _BIN),
-            *chunks,
-        ]
-    )
 
 
 def decode_glb(content: bytes) -> Mesh:

@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 from urllib.parse import quote
 
-from dreamjax.export.files import write_bytes
 from dreamjax.export.report import duration
+from dreamjax.workdir import write_text
 
-STATES = ("done", "failed", "running", "stopped", "waiting")
+State = Literal["done", "failed", "running", "stopped", "waiting"]
+STATES: tuple[State, ...] = get_args(State)
 _LINKS = {"report.html": "report", "mesh.glb": "mesh", "turntable.mp4": "turntable"}
 _RELOAD_SECONDS = 20
 
@@ -23,14 +24,14 @@ class Entry:
 
     prompt: str
     folder: Path
-    state: Literal[STATES] = "waiting"
+    state: State = "waiting"
     seconds: float = 0.0
     message: str = ""
 
 
 def write_index(path: str | Path, entries: Sequence[Entry]) -> None:
     """Write the page, whole or not at all; raises UserError if it cannot."""
-    write_bytes(path, index_html(entries, Path(path).parent).encode())
+    write_text(path, index_html(entries, Path(path).parent))
 
 
 def index_html(entries: Sequence[Entry], home: Path) -> str:

@@ -33,7 +33,10 @@ def render_mesh(
     face, weights = _visible(mesh, camera, fine)
     seen = face >= 0
     corners = mesh.faces[face[seen]]
-    interpolate = lambda values: np.einsum("pi,pij->pj", weights[seen], values[corners])  # noqa: E731
+
+    def interpolate(values):
+        return np.einsum("pi,pij->pj", weights[seen], values[corners])
+
     normal = interpolate(mesh.normals)
     normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-9)
     light = np.asarray(camera.position, np.float64) + [0.0, 0.0, 1.0]

@@ -9,14 +9,64 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 
-from dreamjax.export.files import write_bytes
+from dreamjax.export.object3d import Object3D
+from dreamjax.settings import settings
+from dreamjax.workdir import write_text
 
+EMBED_BYTES = 100_000_000  # larger files stay outside: no browser would open the page
 _CURVE_POINTS = 400
 _CURVE_SIZE = (340, 130)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class Report:
+    """`report.html`: the mesh to turn, video, views, curves and settings on one page.
+
+    It embeds what the other exporters have left in the folder, so it comes after them.
+    """
+
+    curves: tuple[str, ...] = ("opacity", "grad_norm", "residual_norm")
+    """The logged metrics that are drawn."""
+
+    last = True
+
+    def __call__(self, result: Object3D, folder: Path) -> list[Path]:
+        """Write the page and return its path; raises UserError if it cannot be written."""
+        record, path = result.record, Path(folder) / "report.html"
+        mesh = None if result.no_mesh else _there(folder, "mesh.glb")
+        page = Page(
+            prompt=result.prompt,
+            seconds=record.seconds,
+            settings=record.settings,
+            steps=[int(row["step"]) for row in record.history],
+            curves={
+                name: [row.get(name, math.nan) for row in record.history] for name in self.curves
+            },
+            facts=record.facts,
+            mesh=mesh,
+            turntable=_there(folder, "turntable.mp4"),
+            views=_there(folder, "views.png"),
+            missing=_missing(result, folder),
+        )
+        write_text(path, page_html(page))
+        return [path]
+
+
+def _there(folder: Path, name: str) -> Path | None:
+    """The file in the folder, if it is there and small enough for a page."""
+    path = Path(folder) / name
+    return path if path.is_file() and path.stat().st_size <= EMBED_BYTES else None
+
+
+def _missing(result: Object3D, folder: Path) -> str:
+    """Why the page shows no mesh."""
+    if not result.no_mesh and (Path(folder) / "mesh.glb").is_file():
+        return f"mesh.glb is larger than {EMBED_BYTES // 10**6} MB: open the file itself"
+    return result.no_mesh or "no mesh was exported"
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
     """What the page shows.
 
     `settings` may nest; `curves` maps a name to one value a step of `steps`; `facts` are further
@@ -36,12 +86,7 @@ class Report:
     missing: str = ""
 
 
-def write_report(path: str | Path, report: Report) -> None:
-    """Write the page as one file, whole or not at all; raises UserError if it cannot."""
-    write_bytes(path, report_html(report).encode())
-
-
-def report_html(report: Report) -> str:
+def page_html(page: Page) -> str:
     """The page: everything embedded, all text escaped, any other source forbidden by policy."""
     script = resources.files("dreamjax.export").joinpath("viewer.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -49,12 +94,12 @@ def report_html(report: Report) -> str:
         "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
         f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     )
-    facts = {"time": duration(report.seconds), **report.facts}
+    facts = {"time": duration(page.seconds), **page.facts}
     summary = " · ".join(f"{escape(str(k))}: {escape(str(v))}" for k, v in facts.items())
-    curves = "".join(_curve(n, report.steps, v) for n, v in report.curves.items() if len(v))
+    curves = "".join(_curve(n, page.steps, v) for n, v in page.curves.items() if len(v))
     rows = "".join(
         f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>"
-        for name, value in flatten(report.settings).items()
+        for name, value in flatten(page.settings).items()
     )
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -62,20 +107,20 @@ def report_html(report: Report) -> str:
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(report.prompt)} – dreamjax</title>
+<title>{escape(page.prompt)} – dreamjax</title>
 <style>{_STYLE}</style>
 </head>
 <body>
-<header><h1>{escape(report.prompt)}</h1><p>{summary}</p></header>
+<header><h1>{escape(page.prompt)}</h1><p>{summary}</p></header>
 <section class="pair">
-{_mesh(report)}
-{_turntable(report)}
+{_mesh(page)}
+{_turntable(page)}
 </section>
-{_views(report)}
+{_views(page)}
 {f'<section><h2>The run</h2><div class="curves">{curves}</div></section>' if curves else ""}
-{_HOW_TO_OPEN if report.mesh else ""}
+{_HOW_TO_OPEN if page.mesh else ""}
 <section><details><summary>Settings</summary><table>{rows}</table></details></section>
-{f"<script>{script}</script>" if report.mesh else ""}
+{f"<script>{script}</script>" if page.mesh else ""}
 </body>
 </html>
 """
@@ -92,13 +137,19 @@ def duration(seconds: float) -> str:
 
 
 def flatten(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Nested settings as one level of dotted names."""
-    flat = {}
+    """Nested mappings, and lists of them, as one level of dotted names.
+
+    A mapping in a list is named by its place: {"a": [{"b": 1}]} is {"a.0.b": 1}. Other lists are
+    values.
+    """
+    flat: dict[str, object] = {}
     for name, value in settings.items():
+        if isinstance(value, list | tuple) and any(isinstance(v, Mapping) for v in value):
+            value = dict(enumerate(value))
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{name}.")
         else:
-            flat[prefix + str(name)] = value
+            flat[f"{prefix}{name}"] = value
     return flat
 
 
@@ -106,34 +157,34 @@ def _data_url(kind: str, path: Path) -> str:
     return f"data:{kind};base64,{base64.b64encode(Path(path).read_bytes()).decode()}"
 
 
-def _mesh(report: Report) -> str:
-    if report.mesh is None:
-        return f'<figure><div class="none">{escape(report.missing or "no mesh")}</div></figure>'
+def _mesh(page: Page) -> str:
+    if page.mesh is None:
+        return f'<figure><div class="none">{escape(page.missing or "no mesh")}</div></figure>'
     return f"""<figure>
 <canvas id="mesh-view" tabindex="0" aria-label="the mesh; drag to turn it"></canvas>
 <figcaption>
 <span id="mesh-status">The mesh: drag to turn, scroll to zoom, double-click to reset.</span>
 <label><input type="checkbox" id="mesh-colored" checked> colour</label>
-<a id="mesh-file" download="{escape(Path(report.mesh).name)}" \
-href="{_data_url("model/gltf-binary", report.mesh)}">save {escape(Path(report.mesh).name)}</a>
+<a id="mesh-file" download="{escape(Path(page.mesh).name)}" \
+href="{_data_url("model/gltf-binary", page.mesh)}">save {escape(Path(page.mesh).name)}</a>
 </figcaption></figure>"""
 
 
-def _turntable(report: Report) -> str:
-    if report.turntable is None:
+def _turntable(page: Page) -> str:
+    if page.turntable is None:
         return ""
-    source = _data_url("video/mp4", report.turntable)
+    source = _data_url("video/mp4", page.turntable)
     return f"""<figure>
 <video autoplay loop muted playsinline controls src="{source}"></video>
 <figcaption>The field as rendered, once around.</figcaption></figure>"""
 
 
-def _views(report: Report) -> str:
-    if report.views is None:
+def _views(page: Page) -> str:
+    if page.views is None:
         return ""
     return f"""<section><h2>Views of the field</h2>
 <img class="views" alt="colour, normals, depth and opacity from all sides" \
-src="{_data_url("image/png", report.views)}"></section>"""
+src="{_data_url("image/png", page.views)}"></section>"""
 
 
 def _curve(name: str, steps: Sequence[int], values: Sequence[float]) -> str:

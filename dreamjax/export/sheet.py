@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Array, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from dreamjax.export.files import write_bytes
+from dreamjax.workdir import write_bytes
 
 SHEET_VIEWS: tuple[tuple[str, float, float], ...] = (
     ("front 0°", 0.0, 15.0),
@@ -99,7 +99,7 @@ def grid(
     return np.asarray(sheet)
 
 
-def to_uint8(image: np.ndarray) -> UInt8[np.ndarray, "*shape"]:
+def to_uint8(image: Array | np.ndarray) -> UInt8[np.ndarray, "*shape"]:
     """Pictures in [0, 1] as bytes; bytes stay as they are, what is not finite turns black."""
     image = np.asarray(image)
     if image.dtype == np.uint8:

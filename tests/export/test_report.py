@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -11,35 +10,11 @@ import trimesh
 
 from dreamjax.export.gltf import Mesh
 from dreamjax.export.mesh import write_mesh
-from dreamjax.export.report import Report, duration, flatten, report_html, write_report
+from dreamjax.export.report import Page, duration, flatten, page_html
 from dreamjax.export.sheet import write_png
 from dreamjax.export.video import write_video
 
 EVIL = """<script>alert('x')</script> "onload='y' </title>&amp;"""
-
-
-class Page(HTMLParser):
-    """Collects tags with their attributes, and the text of each kind of element."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.text, self._open = [], {}, []
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self._open.append(tag)
-
-    def handle_endtag(self, tag):
-        while self._open and self._open.pop() != tag:
-            pass
-
-    def handle_data(self, data):
-        name = self._open[-1] if self._open else ""
-        self.text[name] = self.text.get(name, "") + data
-
-    def find(self, tag):
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +31,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def html(files):
-    report = Report(
+    content = Page(
         prompt=EVIL,
         seconds=425.2,
         settings={"seed": 0, "field": {"width": 64, EVIL: EVIL}},
@@ -71,12 +46,11 @@ def html(files):
         turntable=files / "turntable.mp4",
         views=files / "views.png",
     )
-    write_report(files / "report.html", report)
-    return (files / "report.html").read_text("utf-8")
+    return page_html(content)
 
 
-def test_everything_is_in_it(html, files):
-    page = Page(html)
+def test_everything_is_in_it(html, files, parse):
+    page = parse(html)
     embedded = {
         "mesh.glb": page.find("a")[0]["href"],
         "turntable.mp4": page.find("video")[0]["src"],
@@ -95,8 +69,8 @@ def test_everything_is_in_it(html, files):
     assert page.find("canvas")[0]["id"] == "mesh-view"
 
 
-def test_nothing_in_it_reaches_outside(html):
-    page = Page(html)
+def test_nothing_in_it_reaches_outside(html, parse):
+    page = parse(html)
     for _, attributes in page.tags:
         for name in ("src", "href", "srcset", "poster", "data", "action", "background"):
             assert attributes.get(name, "data:").startswith("data:")
@@ -117,15 +91,15 @@ def test_the_policy_allows_the_viewer_alone(html):
     assert html.index("Content-Security-Policy") < html.index("<style>")
 
 
-def test_text_from_the_user_stays_text(html):
-    page = Page(html)
+def test_text_from_the_user_stays_text(html, parse):
+    page = parse(html)
     assert len(page.find("script")) == 1
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
     assert "alert('x')" not in html
 
 
-def test_curves_lie_where_their_values_are(html):
-    lines = [attributes["points"] for attributes in Page(html).find("polyline")]
+def test_curves_lie_where_their_values_are(html, parse):
+    lines = [attributes["points"] for attributes in parse(html).find("polyline")]
     opacity = np.array([point.split(",") for point in lines[0].split()], float)
     np.testing.assert_allclose(opacity[:, 0], [0, 85, 170, 255, 340])
     np.testing.assert_allclose(
@@ -137,16 +111,16 @@ def test_curves_lie_where_their_values_are(html):
     assert "gradient norm (logarithmic): 2 at the end" in html
 
 
-def test_long_curves_are_thinned_and_keep_their_end():
-    html = report_html(
-        Report("x", 1.0, {}, steps=range(5003), curves={"a": np.arange(5003, dtype=float)})
+def test_long_curves_are_thinned_and_keep_their_end(parse):
+    html = page_html(
+        Page("x", 1.0, {}, steps=range(5003), curves={"a": np.arange(5003, dtype=float)})
     )
-    points = Page(html).find("polyline")[0]["points"].split()
+    points = parse(html).find("polyline")[0]["points"].split()
     assert len(points) <= 402 and points[-1] == "340.0,0.0"
 
 
-def test_a_run_without_mesh_says_why():
-    page = Page(report_html(Report("x", 1.0, {}, missing="no mesh: <empty> field")))
+def test_a_run_without_mesh_says_why(parse):
+    page = parse(page_html(Page("x", 1.0, {}, missing="no mesh: <empty> field")))
     assert "no mesh: <empty> field" in page.text["div"]
     assert not page.find("script") and not page.find("canvas") and not page.find("video")
 
@@ -160,9 +134,17 @@ def test_durations_read_well():
     ]
 
 
-def test_settings_are_flattened():
+def test_settings_are_flattened_and_so_are_lists_of_parts():
     assert flatten({"a": 1, "b": {"c": {"d": (1, 2)}, "e": None}}) == {
         "a": 1,
         "b.c.d": (1, 2),
         "b.e": None,
+    }
+    parts = [{"class": "a:Opacity", "weight": {"end": 0.5}}, {"class": "a:Entropy", "on": [1, 2]}]
+    assert flatten({"penalties": parts, "empty": [], "none": {}}) == {
+        "penalties.0.class": "a:Opacity",
+        "penalties.0.weight.end": 0.5,
+        "penalties.1.class": "a:Entropy",
+        "penalties.1.on": [1, 2],
+        "empty": [],
     }

@@ -27,7 +27,10 @@ def test_rows_and_columns_show_what_they_should():
     sheet = contact_sheet(*views(), tile=96)
     assert sheet.dtype == np.uint8
     assert sheet.shape == (21 + 4 * 100, 64 + 9 * 100, 3)
-    middle = lambda row, column: tile_at(sheet, row, column, 96)[72, 48]  # noqa: E731
+
+    def middle(row, column):
+        return tile_at(sheet, row, column, 96)[72, 48]
+
     np.testing.assert_array_equal(middle(0, 4), [128, 128, 128])
     np.testing.assert_array_equal(middle(1, 0), [128, 128, 255])
     depths = [int(middle(2, column)[0]) for column in range(9)]
