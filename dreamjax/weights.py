@@ -6,7 +6,7 @@ wrote it turns those back into a network, whose shapes the tensors must then fit
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_bytes
 
 from dreamjax.errors import UserError
+from dreamjax.workdir import resolved, write_bytes
+
+# Formats of ours and the prior that reads each.
+READERS = {"dreamjax-toybox-1": "toybox", "dreamjax-classes-1": "classes"}
 
 
 class Weights(NamedTuple):
@@ -28,7 +32,7 @@ class Weights(NamedTuple):
 def save(
     path: str | Path, metadata: Mapping[str, str], params: PyTree, dtype: type = np.float16
 ) -> None:
-    """Write parameters, cast to `dtype`, as one file, beside and then renamed.
+    """Write parameters, cast to `dtype`, as one file, at once or not at all.
 
     Raises UserError for parameters that `dtype` cannot hold, and where nothing can be written.
     """
@@ -36,14 +40,7 @@ def save(
         flat = flatten_dict(params, sep=".").items()
         tensors = {name: np.asarray(value, dtype) for name, value in flat}
     check_finite(path, tensors)
-    path = Path(path)
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(save_bytes(tensors, dict(metadata)))
-        beside.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write weights {path}: {error}") from error
+    write_bytes(resolved(path), save_bytes(tensors, dict(metadata)))
 
 
 def read(path: str | Path, format: str | None) -> Weights:
@@ -52,20 +49,28 @@ def read(path: str | Path, format: str | None) -> Weights:
     Raises UserError where it is missing, damaged, or of another format.
     """
     with open_file(path) as file:
-        metadata = file.metadata() or {}
-        if format is not None and metadata.get("format") != format:
-            raise UserError(f"{path} is of format {metadata.get('format')!r}, not {format!r}")
+        metadata = _metadata(path, file, format)
         return Weights(metadata, {name: file.get_tensor(name) for name in file.keys()})
 
 
-def format_of(path: str | Path) -> str | None:
-    """The format that a file's metadata name; raises UserError for a file that cannot be read."""
+def read_metadata(path: str | Path, format: str | None) -> dict[str, str]:
+    """The metadata alone of a file of a `format`; raises UserError as `read` does."""
     with open_file(path) as file:
-        return (file.metadata() or {}).get("format")
+        return _metadata(path, file, format)
+
+
+def _metadata(path: str | Path, file, format: str | None) -> dict[str, str]:
+    metadata = file.metadata() or {}
+    found = metadata.get("format")
+    if format is not None and found != format:
+        other = f" (read it as prior={READERS[found]})" if found in READERS else ""
+        raise UserError(f"{path} is of format {found!r}, not {format!r}{other}")
+    return metadata
 
 
 def open_file(path: str | Path):
     """An open safetensors file, of NumPy arrays; raises UserError where it cannot be read."""
+    path = resolved(path)
     try:
         return safe_open(str(path), framework="numpy")
     except (OSError, SafetensorError) as error:
@@ -78,7 +83,8 @@ def fit(path: str | Path, tensors: Mapping[str, np.ndarray], wanted: PyTree) -> 
     Raises UserError, naming up to four of them, for tensors that are missing, left over, of another
     shape or not finite.
     """
-    shapes = {name: value.shape for name, value in flatten_dict(wanted, sep=".").items()}
+    flat = cast(dict[str, Any], flatten_dict(wanted, sep="."))
+    shapes = {name: value.shape for name, value in flat.items()}
     found = {name: value.shape for name, value in tensors.items()}
     if wrong := mismatches(shapes, found):
         more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""

@@ -43,8 +43,8 @@ def bits(nats: Float[Array, "..."]) -> Float[Array, "..."]:
 def gaussian_kl(
     mean_q: Float[Array, "..."],
     log_var_q: Float[Array, "..."],
-    mean_p: Float[Array, "..."],
-    log_var_p: Float[Array, "..."],
+    mean_p: Float[Array, "..."] | float,
+    log_var_p: Float[Array, "..."] | float,
 ) -> Float[Array, "..."]:
     """KL(q || p) of two diagonal Gaussians, element by element, in nats."""
     log_ratio = log_var_q - log_var_p

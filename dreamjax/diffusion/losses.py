@@ -76,6 +76,7 @@ def hybrid_loss(
     output = net(x_t, t)
     prediction, raw = split_output(p, x_t, output)
     simple = _mean_square(_target(schedule, p.prediction, x_0, x_t, t, eps), prediction)
+    assert raw is not None  # as the variance is learned
     frozen = jnp.concatenate([jax.lax.stop_gradient(prediction), raw], axis=-1)
     return simple + weight * _vlb(schedule, p, x_0, x_t, t, frozen, levels)
 

@@ -69,9 +69,13 @@ def _x0_from_mean(schedule: Schedule, x_t: Array, t: Array, mean: Array) -> Arra
     return (mean - extract(schedule.posterior_xt_scale, t, x_t.ndim) * x_t) / from_x0
 
 
+def _x0_itself(schedule: Schedule, x_t: Array, t: Array, x_0: Array) -> Array:
+    return x_0
+
+
 PREDICTIONS = {
     "eps": x0_from_eps,
-    "x0": lambda schedule, x_t, t, output: output,
+    "x0": _x0_itself,
     "v": x0_from_v,
     "mean": _x0_from_mean,
 }
@@ -145,7 +149,10 @@ def split_output(
             f"channels; its output is {list(output.shape)}"
         )
     output = output.astype(jnp.float32)
-    return tuple(jnp.split(output, 2, axis=-1)) if p.learns_variance else (output, None)
+    if not p.learns_variance:
+        return output, None
+    prediction, raw = jnp.split(output, 2, axis=-1)
+    return prediction, raw
 
 
 def eps_of(
@@ -161,6 +168,20 @@ def eps_of(
     if p.prediction == "v":
         return eps_from_v(schedule, x_t, t, prediction)
     return eps_from_x0(schedule, x_t, t, PREDICTIONS[p.prediction](schedule, x_t, t, prediction))
+
+
+def predicted_eps(
+    schedule: Schedule,
+    p: Parameterisation,
+    x_t: Float[Array, "b ... c"],
+    t: Int[Array, " b"],
+    output: Float[Array, "b ... d"],
+) -> Float[Array, "b ... c"]:
+    """eps_hat behind a network's whole output, float32 and not thresholded.
+
+    Raises UserError for a wrong channel count.
+    """
+    return eps_of(schedule, p, x_t, t, split_output(p, x_t, output)[0])
 
 
 def reverse(

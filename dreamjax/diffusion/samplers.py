@@ -8,7 +8,7 @@ start. A sampler returns the finished x_0 and, with `frames`, its estimate of x_
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -57,8 +57,8 @@ def sampling_steps(num_steps: int, steps: int | str | Sequence[int]) -> Int[np.n
     if isinstance(steps, str):
         return spaced_steps(num_steps, int(steps))
     if np.ndim(steps) == 0:
-        return spaced_steps(num_steps, steps)
-    return checked_steps(num_steps, steps)
+        return spaced_steps(num_steps, cast(int, steps))
+    return checked_steps(num_steps, cast(Sequence[int], steps))
 
 
 def ancestral_sample(
@@ -180,7 +180,7 @@ def _denoise(x_t, eps_hat, scale, sigma, threshold) -> tuple[Array, Array]:
     return x_0, (x_t - scale * x_0) / sigma
 
 
-def _walk(step, memory, schedule, ts, key, shape, given, frames):
+def _walk(step, memory, schedule, ts, key, shape, given, frames) -> Array | tuple[Array, Array]:
     """From the last of ts on: `step(x_t, memory, i, t, noise) -> (x_prev, memory, x_0)`."""
     key_start, key_noise = jax.random.split(key)
     key_known = jax.random.fold_in(key_noise, schedule.num_steps)
@@ -206,7 +206,7 @@ def _walk(step, memory, schedule, ts, key, shape, given, frames):
 
     falling = jnp.arange(len(ts))[::-1], jnp.asarray(ts[::-1])
     (x_0, _), seen = jax.lax.scan(body, (x_T, memory), falling)
-    return (x_0, seen) if frames else x_0
+    return x_0 if seen is None else (x_0, seen)
 
 
 def _check_given(given: Given | None, shape: tuple[int, ...]) -> None:

@@ -10,9 +10,9 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from dreamjax.errors import UserError
@@ -164,7 +164,7 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
     return Schedule(1.0 - (root / before) ** 2)
 
 
-def respaced(schedule: Schedule, steps: Sequence[int]) -> Schedule:
+def respaced(schedule: Schedule, steps: Sequence[int] | np.ndarray) -> Schedule:
     """The schedule of the process seen only at `steps`: index i stands for timestep steps[i].
 
     Betas are computed anew from alpha_bar at the steps (arXiv 2102.09672 section 4). Raises
@@ -210,7 +210,7 @@ def section_steps(num_steps: int, sections: str | Sequence[int]) -> np.ndarray:
     return np.concatenate(chosen)
 
 
-def checked_steps(num_steps: int, steps: Sequence[int]) -> np.ndarray:
+def checked_steps(num_steps: int, steps: Sequence[int] | np.ndarray) -> np.ndarray:
     """The steps as int32; raises UserError unless they are whole, rise, and lie in 0..T-1."""
     ts = np.asarray(steps)
     if ts.ndim != 1 or ts.size == 0 or not np.issubdtype(ts.dtype, np.integer):
@@ -255,7 +255,7 @@ def extract(values: np.ndarray, t: Int[Array, "*batch"], ndim: int) -> Float[Arr
 
 def _check_range(t: Array, num_steps: int) -> None:
     """Raise UserError for a t whose value is known and not in 0..T-1."""
-    if isinstance(t, jax.core.Tracer):
+    if isinstance(t, Tracer):
         return
     wrong = np.ravel(t)[~((np.ravel(t) >= 0) & (np.ravel(t) <= num_steps - 1))]  # NaN too
     if wrong.size:

@@ -7,6 +7,8 @@ relative of its own, built for a CPU.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -82,7 +84,8 @@ def imagenet(image_size: int, num_classes: int = 1000) -> ADMConfig:
 
     Raises UserError for another size.
     """
-    common = dict(
+    published = functools.partial(
+        ADMConfig,
         image_size=image_size,
         attention_sizes=(32, 16, 8),
         resblock_updown=True,
@@ -90,19 +93,18 @@ def imagenet(image_size: int, num_classes: int = 1000) -> ADMConfig:
         learns_variance=True,
     )
     if image_size == 64:
-        return ADMConfig(
+        return published(
             channels=192,
             channel_mults=(1, 2, 3, 4),
             res_blocks=3,
             head_dim=64,
             split_qkv_first=True,
             dropout=0.1,
-            **common,
         )
     if image_size == 128:
-        return ADMConfig(channels=256, channel_mults=(1, 1, 2, 3, 4), heads=4, **common)
+        return published(channels=256, channel_mults=(1, 1, 2, 3, 4), heads=4)
     if image_size == 256:
-        return ADMConfig(channels=256, channel_mults=(1, 1, 2, 2, 4, 4), head_dim=64, **common)
+        return published(channels=256, channel_mults=(1, 1, 2, 2, 4, 4), head_dim=64)
     raise UserError(f"published networks are of 64, 128 and 256 pixels; got {image_size}")
 
 
@@ -131,7 +133,7 @@ class ADMBlock(nn.Module):
 
     config: ADMConfig
     out_channels: int
-    resample: object = None
+    resample: Callable[[Array], Array] | None = None
 
     @nn.compact
     def __call__(
@@ -170,8 +172,10 @@ def split_heads(
     b, length, width = qkv.shape
     heads = heads_of(config, width // 3)
     if config.split_qkv_first:
-        return tuple(x.reshape(b, length, heads, -1) for x in jnp.split(qkv, 3, axis=-1))
-    return tuple(jnp.split(qkv.reshape(b, length, heads, -1), 3, axis=-1))
+        q, k, v = (x.reshape(b, length, heads, -1) for x in jnp.split(qkv, 3, axis=-1))
+    else:
+        q, k, v = jnp.split(qkv.reshape(b, length, heads, -1), 3, axis=-1)
+    return q, k, v
 
 
 class ADMAttention(nn.Module):

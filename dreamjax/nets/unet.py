@@ -61,6 +61,17 @@ def timestep_embedding(t: Num[Array, " b"], dim: int) -> Float[Array, "b dim"]:
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
+def after_null(
+    null: Float[Array, " d"], text: Text
+) -> tuple[Float[Array, "b l2 d"], Bool[Array, "b l2"]]:
+    """The text's tokens, zero where masked, and its mask, behind the null token."""
+    count = len(text.mask)
+    null = jnp.broadcast_to(null, (count, 1, len(null)))
+    mask = jnp.concatenate([jnp.ones((count, 1), bool), text.mask], axis=1)
+    tokens = jnp.concatenate([null, text.tokens.astype(jnp.float32)], axis=1)
+    return tokens * mask[..., None], mask
+
+
 class GroupNorm(nn.Module):
     """Group normalisation in float32, with an optional scale and shift for each example (FiLM)."""
 
@@ -165,10 +176,7 @@ class UNet(nn.Module):
 
         # The null token gives cross-attention somewhere to look, and a mean, when there is no word.
         null = self.param("null_token", nn.initializers.normal(1.0), (config.text_dim,))
-        null = jnp.broadcast_to(null, (len(x), 1, config.text_dim))
-        mask = jnp.concatenate([jnp.ones((len(x), 1), bool), text.mask], axis=1)
-        tokens = jnp.concatenate([null, text.tokens.astype(jnp.float32)], axis=1)
-        tokens = tokens * mask[..., None]
+        tokens, mask = after_null(null, text)
         pooled = tokens.sum(1) / mask.sum(1, keepdims=True)
         tokens = tokens.astype(dtype)
 

@@ -1,1 +1,1 @@
-"""Frozen text-to-image diffusion models behind one interface, `base.Prior`."""
+"""Frozen diffusion models of images, each a prior behind one interface, `base.Prior`."""

@@ -1,36 +1,52 @@
-"""What a prior is: a frozen text-to-image diffusion model that score distillation can ask.
+"""What a prior is: a frozen diffusion model of images that score distillation can ask.
 
-Symbols: rgb [B, H, W, 3] in [0, 1]; z_0 [B, ...] the prior's own space (pixels in [-1, 1] or
-latents); z_t its diffusion; t an integer index [B] in 0..T-1; eps_hat as `schedule` defines eps.
+Symbols: rgb [B, H, W, 3] in [0, 1]; z_0 [B, h, w, c] the prior's own space (pixels in [-1, 1] or
+latents); z_t its diffusion; t an integer index [B] in 0..T-1; V views. A condition is a pytree of
+what the network is given beside z_t and t (an embedded text, a label, ...), one row an example.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from dreamjax.diffusion.reverse import Parameterisation
 from dreamjax.diffusion.schedule import Schedule
-from dreamjax.nets.text import Text
-
-__all__ = ["PAPER_VIEWS", "Prior", "Text", "decode_pixels", "encode_pixels"]
-
-# DreamFusion's words for views, section 3.2, as `Prior.view_names`.
-PAPER_VIEWS = ((60.0, ("front view", "side view", "back view")), (90.0, ("overhead view",)))
+from dreamjax.scene.views import Views
 
 
-class Prior(Protocol):
-    """A frozen dataclass without arrays; its parameters are a pytree passed to each call."""
+class Prompt(NamedTuple):
+    """What to make, and what to guide away from ("": from the null text)."""
+
+    text: str
+    negative: str = ""
+
+
+class Conditions(NamedTuple):
+    """What a prior is asked with for V views; every leaf of a condition has the leading axis V.
+
+    `cond` and `uncond` are the two sides of guidance. `negatives` are conditions to guide away
+    from, each with its weight [V], 0 or more, for Perp-Neg; a prior that knows none has none.
+    """
+
+    cond: PyTree
+    uncond: PyTree
+    negatives: tuple[tuple[PyTree, Float[Array, " v"]], ...] = ()
+
+
+class Model(Protocol):
+    """A diffusion network, its parameters apart: hashable and without arrays."""
 
     @property
     def schedule(self) -> Schedule:
-        """The noise schedule the network was trained on."""
+        """The noise schedule that the network was trained on."""
         ...
 
     @property
-    def prediction(self) -> str:
-        """What the network predicts: "eps", "x0" or "v" (`predict_eps` is eps in any case)."""
+    def parameterisation(self) -> Parameterisation:
+        """What the network's output stands for."""
         ...
 
     @property
@@ -39,33 +55,136 @@ class Prior(Protocol):
         ...
 
     @property
-    def view_names(self) -> tuple[tuple[float, tuple[str, ...]], ...]:
-        """What it calls views, as `scene.camera.ViewNames`: rows of (greatest elevation, names)."""
-        ...
-
-    def embed(self, params: PyTree, prompts: Sequence[str]) -> Text:
-        """Token embeddings [N, L, D] and mask [N, L] of N prompts; "" gives the null text.
-
-        Runs on the host, once a run; not for use inside `jit`. Raises UserError for a prompt that
-        the prior cannot read.
-        """
+    def shape(self) -> tuple[int, int, int]:
+        """h, w, c of z_0."""
         ...
 
     def encode(
-        self, params: PyTree, rgb: Float[Array, "b h w 3"], key: Key[Array, ""]
-    ) -> Float[Array, "b ..."]:
-        """z_0 of images of any size, differentiable in rgb; key is for priors that draw."""
+        self, params: PyTree, rgb: Float[Array, "b h w 3"], key: Key[Array, ""], cheap: bool = False
+    ) -> Float[Array, "b h2 w2 c"]:
+        """z_0 of images of any size, differentiable in rgb; `key` is for priors that draw.
+
+        `cheap` asks for a rough z_0 at a fraction of the work, where the prior has such a way.
+        """
         ...
 
-    def predict_eps(
-        self, params: PyTree, z_t: Float[Array, "b ..."], t: Int[Array, " b"], text: Text
-    ) -> Float[Array, "b ..."]:
-        """eps_hat of z_t at t given one text a row, whatever the network itself predicts."""
+    def decode(
+        self, params: PyTree, z_0: Float[Array, "b h w c"]
+    ) -> Float[Array, "b h2 w2 channels"]:
+        """Pictures in [0, 1]."""
         ...
+
+    def predict(
+        self, params: PyTree, z_t: Float[Array, "b h w c"], t: Int[Array, " b"], condition: PyTree
+    ) -> Float[Array, "b h w d"]:
+        """The network's output in its own parameterisation, given one condition a row."""
+        ...
+
+
+class Sampled(Model, Protocol):
+    """A model that pictures can be drawn from, by texts or names of classes."""
+
+    @property
+    def levels(self) -> int:
+        """How many values a pixel of a picture has."""
+        ...
+
+    def embed_texts(self, params: PyTree, texts: Sequence[str]) -> PyTree:
+        """The condition of N texts, a row each; "" is the null text.
+
+        Runs on the host. Raises UserError for a text that the model cannot read.
+        """
+        ...
+
+
+class SampledPrior(Sampled, Protocol):
+    """A model that pictures can be drawn from, with its parameters."""
+
+    def load(self) -> PyTree:
+        """The parameters; on the host, once. Raises UserError for weights that cannot be had."""
+        ...
+
+
+class Prior(Model, Protocol):
+    """A model that can be told a prompt and views; its fields are its settings.
+
+    It is frozen and holds no arrays. What must be read from its files is read once, on the host.
+    """
+
+    def load(self) -> PyTree:
+        """The parameters; on the host, once. Raises UserError for weights that cannot be had."""
+        ...
+
+    def embed(self, params: PyTree, prompt: Prompt) -> PyTree:
+        """What `condition` needs of a prompt; on the host, once.
+
+        Raises UserError for a prompt that the prior cannot read, or without a word in it.
+        """
+        ...
+
+    def condition(self, embedded: PyTree, views: Views) -> Conditions:
+        """What the network is asked with for these views; inside `jit`."""
+        ...
+
+
+class NetPrior:
+    """The part of a prior that its network's description, `net`, answers."""
+
+    @property
+    def net(self) -> Sampled:
+        """The network that the weights are of; a subclass reads it once."""
+        raise NotImplementedError
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise schedule that the network was trained on."""
+        return self.net.schedule
+
+    @property
+    def parameterisation(self) -> Parameterisation:
+        """What the network's output stands for."""
+        return self.net.parameterisation
+
+    @property
+    def image_size(self) -> int:
+        """H = W in pixels that `encode` brings any rgb to."""
+        return self.net.image_size
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """h, w, c of z_0."""
+        return self.net.shape
+
+    @property
+    def levels(self) -> int:
+        """How many values a pixel of a picture has."""
+        return self.net.levels
+
+    def embed_texts(self, params: PyTree, texts: Sequence[str]) -> PyTree:
+        """The condition of N texts, a row each; see `Sampled.embed_texts`."""
+        return self.net.embed_texts(params, texts)
+
+    def encode(
+        self, params: PyTree, rgb: Float[Array, "b h w 3"], key: Key[Array, ""], cheap: bool = False
+    ) -> Float[Array, "b h2 w2 c"]:
+        """z_0 of images of any size; see `Model.encode`."""
+        return self.net.encode(params, rgb, key, cheap)
+
+    def decode(
+        self, params: PyTree, z_0: Float[Array, "b h w c"]
+    ) -> Float[Array, "b h2 w2 channels"]:
+        """Pictures in [0, 1]."""
+        return self.net.decode(params, z_0)
+
+    def predict(
+        self, params: PyTree, z_t: Float[Array, "b h w c"], t: Int[Array, " b"], condition: PyTree
+    ) -> Float[Array, "b h w d"]:
+        """The network's output in its own parameterisation, given one condition a row."""
+        return self.net.predict(params, z_t, t, condition)
 
 
 def encode_pixels(rgb: Float[Array, "b h w 3"], image_size: int) -> Float[Array, "b s s 3"]:
-    """`Prior.encode` of a pixel prior: resized bilinearly (smoothed when shrunk), then [-1, 1]."""
+    """`Model.encode` of a pixel prior: resized bilinearly (smoothed when shrunk), then [-1, 1]."""
     batch, height, width, channels = rgb.shape
     if (height, width) != (image_size, image_size):
         rgb = jax.image.resize(rgb, (batch, image_size, image_size, channels), "bilinear")

@@ -1,13 +1,15 @@
-"""A diffusion model of labelled images: the ADM UNet with its schedule and what it predicts.
+"""Diffusion models of labelled images as priors: the prompt is the name of a class.
 
-It is a prior (`priors.base.Prior`) whose prompts are names of classes. One safetensors file holds
+The network is the ADM UNet with its schedule and what it predicts. One safetensors file holds
 everything: the parameters, the betas in float64, and in the metadata the rest.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +17,20 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dreamjax import weights
-from dreamjax.diffusion.reverse import Parameterisation, eps_of, split_output
+from dreamjax.diffusion.reverse import Parameterisation
 from dreamjax.diffusion.schedule import Schedule
 from dreamjax.errors import UserError
 from dreamjax.nets.adm import ADM, ADMConfig
-from dreamjax.priors.base import PAPER_VIEWS, decode_pixels, encode_pixels
+from dreamjax.priors.base import Conditions, NetPrior, Prompt, decode_pixels, encode_pixels
+from dreamjax.priors.words import read_prompt
+from dreamjax.scene.views import Views
+from dreamjax.settings import settings
 
 FORMAT = "dreamjax-classes-1"
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassPrior:
+class ClassNet:
     """A diffusion model of images of `classes`, each pixel one of `levels` values.
 
     `net` has a class more than `classes` where the model also knows the null class, which
@@ -60,11 +65,6 @@ class ClassPrior:
         return self.net.image_size
 
     @property
-    def view_names(self) -> tuple[tuple[float, tuple[str, ...]], ...]:
-        """What it calls views: the paper's words."""
-        return PAPER_VIEWS
-
-    @property
     def shape(self) -> tuple[int, int, int]:
         """H, W, C of an image."""
         return (self.net.image_size, self.net.image_size, self.net.in_channels)
@@ -79,83 +79,147 @@ class ClassPrior:
         label = jnp.zeros(1, jnp.int32) if self.net.num_classes else None
         return ADM(self.net).init(key, jnp.zeros((1, *self.shape)), jnp.zeros(1), label)["params"]
 
-    def embed(self, params: PyTree, prompts: Sequence[str]) -> Int[Array, " n"] | None:
+    def embed_texts(self, params: PyTree, texts: Sequence[str]) -> Int[Array, " n"] | None:
         """Labels of class names; "" is the null class. None for an unconditional model.
 
         Raises UserError for an unknown name, and for "" where there is no null class.
         """
         if not self.classes:
-            if any(prompts):
-                raise UserError(f"{list(prompts)} were asked for, but the model has no classes")
+            if any(texts):
+                raise UserError(f"{list(texts)} were asked for, but the model has no classes")
             return None
         numbers = {name: number for number, name in enumerate(self.classes)}
         if self.null_class is not None:
             numbers[""] = self.null_class
-        for prompt in prompts:
-            if prompt not in numbers:
+        for text in texts:
+            if text not in numbers:
                 shown = ", ".join(self.classes[:12]) + (", ..." if len(self.classes) > 12 else "")
-                raise UserError(f"the model knows no class {prompt!r}; it has {shown}")
-        return jnp.asarray([numbers[prompt] for prompt in prompts], jnp.int32)
+                raise UserError(f"the model knows no class {text!r}; it has {shown}")
+        return jnp.asarray([numbers[text] for text in texts], jnp.int32)
 
     def encode(
-        self, params: PyTree, rgb: Float[Array, "b h w 3"], key: Key[Array, ""]
+        self, params: PyTree, rgb: Float[Array, "b h w 3"], key: Key[Array, ""], cheap: bool = False
     ) -> Float[Array, "b s s 3"]:
-        """Pixels brought to `image_size` and to [-1, 1]; `params` and `key` are not used."""
+        """Pixels brought to `image_size` and to [-1, 1]; nothing is drawn, and nothing cheaper."""
         return encode_pixels(rgb, self.image_size)
 
     def decode(self, params: PyTree, z_0: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Pictures in [0, 1]; `params` are not used."""
         return decode_pixels(z_0)
 
-    def output(
-        self,
-        params: PyTree,
-        x_t: Float[Array, "b h w c"],
-        t: Int[Array, " b"],
-        label: Int[Array, " b"] | None,
-        dropout: Key[Array, ""] | None = None,
-    ) -> Float[Array, "b h w d"]:
-        """The network's own output; with a key for `dropout` it is in training."""
-        rngs = {} if dropout is None else {"dropout": dropout}
-        train = dropout is not None
-        return ADM(self.net).apply({"params": params}, x_t, t, label, train=train, rngs=rngs)
-
-    def predict_eps(
+    def predict(
         self,
         params: PyTree,
         z_t: Float[Array, "b h w c"],
         t: Int[Array, " b"],
-        text: Int[Array, " b"] | None,
-    ) -> Float[Array, "b h w c"]:
-        """eps_hat of z_t at t given one label a row."""
-        p = self.parameterisation
-        prediction, _ = split_output(p, z_t, self.output(params, z_t, t, text))
-        return eps_of(self.schedule, p, z_t, t, prediction)
+        condition: Int[Array, " b"] | None,
+        dropout: Key[Array, ""] | None = None,
+    ) -> Float[Array, "b h w d"]:
+        """The network's output given one label a row; with a key for `dropout`, in training."""
+        rngs = {} if dropout is None else {"dropout": dropout}
+        train = dropout is not None
+        net = ADM(self.net)
+        out = net.apply({"params": params}, z_t, t, condition, train=train, rngs=rngs)
+        return cast(Array, out)
 
 
-def save(path: str | Path, prior: ClassPrior, params: PyTree) -> None:
-    """Write prior and parameters (float32) as one safetensors file, beside and then renamed.
+class Labels(NamedTuple):
+    """An embedded prompt: the label [1] of its class, and the one guided away from [1].
+
+    Both are None for an unconditional model.
+    """
+
+    cond: Int[Array, "1"] | None
+    uncond: Int[Array, "1"] | None
+
+
+class ClassConditional(NetPrior):
+    """The part of a prior of classes that does not depend on where its weights come from."""
+
+    net: ClassNet
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of its classes."""
+        return self.net.classes
+
+    def embed(self, params: PyTree, prompt: Prompt) -> Labels:
+        """The label of the prompt's class; raises UserError for a class it does not know.
+
+        Guidance is away from the null class, or from the class that `prompt.negative` names; where
+        there is neither, there is none.
+        """
+        net = self.net
+        cond = net.embed_texts(params, [read_prompt(prompt.text)])
+        negative = prompt.negative.strip()
+        if not negative and net.null_class is None:
+            raise UserError(
+                "the model was trained without the null class, which guidance needs: train it "
+                "with class_dropout, or name a class in negative_prompt"
+            )
+        return Labels(cond, net.embed_texts(params, [negative]))
+
+    def condition(self, embedded: Labels, views: Views) -> Conditions:
+        """The same labels for every view: the model cannot be told a view."""
+        rows = views.index.shape
+        cond, uncond = jax.tree.map(lambda label: jnp.broadcast_to(label[0], rows), embedded)
+        return Conditions(cond, uncond)
+
+
+@settings
+class Classes(ClassConditional):
+    """A diffusion model of labelled images that task train_diffusion wrote."""
+
+    weights: str = ""  # the model.safetensors of task train_diffusion
+
+    @functools.cached_property
+    def net(self) -> ClassNet:
+        """The network that the file describes; raises UserError for a file that cannot be read."""
+        return read_net(self._path)
+
+    @property
+    def _path(self) -> str:
+        if not self.weights:
+            raise UserError(
+                "Classes needs weights: name a model.safetensors of task train_diffusion, as "
+                "--config.prior.weights=runs/digits/model.safetensors"
+            )
+        return self.weights
+
+    def load(self) -> PyTree:
+        """Float32 parameters; raises UserError for a file that is damaged or does not fit."""
+        return load(self._path)[1]
+
+
+def save(path: str | Path, net: ClassNet, params: PyTree) -> None:
+    """Write network and parameters (float32) as one safetensors file, at once or not at all.
 
     Raises UserError where nothing can be written.
     """
-    fields = {f.name: getattr(prior, f.name) for f in dataclasses.fields(prior)}
-    fields["net"] = dataclasses.asdict(prior.net)
+    fields = {f.name: getattr(net, f.name) for f in dataclasses.fields(net)}
+    fields["net"] = dataclasses.asdict(net.net)
     # Python's JSON writes a float64 with all its digits.
-    fields["schedule"] = prior.schedule.betas.tolist()
+    fields["schedule"] = net.schedule.betas.tolist()
     weights.save(path, {"format": FORMAT, "prior": json.dumps(fields)}, params, np.float32)
 
 
-def load(path: str | Path) -> tuple[ClassPrior, PyTree]:
-    """Read a prior with its parameters.
+def load(path: str | Path) -> tuple[ClassNet, PyTree]:
+    """Read a network with its parameters.
 
     Raises UserError for a file that is missing, damaged, or not of this kind.
     """
-    metadata, tensors = weights.read(path, FORMAT)
+    net = read_net(path)
+    tensors = weights.read(path, FORMAT).tensors
+    return net, weights.fit(path, tensors, jax.eval_shape(net.init, jax.random.key(0)))
+
+
+def read_net(path: str | Path) -> ClassNet:
+    """The network that a file describes; raises UserError as `load` does."""
+    description = weights.read_metadata(path, FORMAT).get("prior", "")
     try:
-        fields = weights.tuples(json.loads(metadata.get("prior", "")))
+        fields = weights.tuples(json.loads(description))
         fields["net"] = ADMConfig(**weights.tuples(fields["net"]))
         fields["schedule"] = Schedule(np.array(fields["schedule"]))
-        prior = ClassPrior(**fields)
+        return ClassNet(**fields)
     except (UserError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: cannot make sense of its description: {error}") from error
-    return prior, weights.fit(path, tensors, jax.eval_shape(prior.init, jax.random.key(0)))

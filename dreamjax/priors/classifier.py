@@ -5,8 +5,10 @@ the classes and the betas of the noise it was trained on.
 """
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
+from typing import Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +19,41 @@ from dreamjax import weights
 from dreamjax.diffusion.schedule import Schedule
 from dreamjax.errors import UserError
 from dreamjax.nets.adm import ADMClassifier, ADMConfig
+from dreamjax.settings import settings
 
 FORMAT = "dreamjax-classifier-1"
 
 
+class NoisyClassifier(Protocol):
+    """What guides sampling: frozen, without arrays, its parameters apart."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule of the noise that it has seen."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of its classes."""
+        ...
+
+    def load(self) -> PyTree:
+        """The parameters; on the host, once. Raises UserError for weights that cannot be had."""
+        ...
+
+    def log_probability(
+        self,
+        params: PyTree,
+        x_t: Float[Array, "b h w c"],
+        t: Int[Array, " b"],
+        label: Int[Array, " b"],
+    ) -> Float[Array, " b"]:
+        """log p(label | x_t) of each example."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
-class NoisyClassifier:
+class ClassifierNet:
     """The network, the schedule of the noise it has seen, and the names of its classes."""
 
     net: ADMConfig
@@ -45,7 +76,8 @@ class NoisyClassifier:
         """The classes' logits; with a key for `dropout` the network is in training."""
         rngs = {} if dropout is None else {"dropout": dropout}
         net = ADMClassifier(self.net, len(self.classes))
-        return net.apply({"params": params}, x_t, t, train=dropout is not None, rngs=rngs)
+        out = net.apply({"params": params}, x_t, t, train=dropout is not None, rngs=rngs)
+        return cast(Array, out)
 
     def log_probability(
         self,
@@ -60,8 +92,62 @@ class NoisyClassifier:
         return jnp.where(label < log_p.shape[1], taken[:, 0], 0.0)
 
 
-def save(path: str | Path, classifier: NoisyClassifier, params: PyTree) -> None:
-    """Write classifier and parameters (float32), beside and then renamed.
+class NetClassifier:
+    """The part of a classifier that its network's description, `net`, answers."""
+
+    @property
+    def net(self) -> ClassifierNet:
+        """The network that the weights are of; a subclass reads it once."""
+        raise NotImplementedError
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule of the noise that it has seen."""
+        return self.net.schedule
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of its classes."""
+        return self.net.classes
+
+    def log_probability(
+        self,
+        params: PyTree,
+        x_t: Float[Array, "b h w c"],
+        t: Int[Array, " b"],
+        label: Int[Array, " b"],
+    ) -> Float[Array, " b"]:
+        """log p(label | x_t) of each example; a label past the last class gives 0, no guidance."""
+        return self.net.log_probability(params, x_t, t, label)
+
+
+@settings
+class Classifier(NetClassifier):
+    """A classifier of noisy images that task train_classifier wrote."""
+
+    weights: str = ""  # the classifier.safetensors of task train_classifier
+
+    @functools.cached_property
+    def net(self) -> ClassifierNet:
+        """The network that the file describes; raises UserError for a file that cannot be read."""
+        return read_net(self._path)
+
+    @property
+    def _path(self) -> str:
+        if not self.weights:
+            raise UserError(
+                "Classifier needs weights: name a classifier.safetensors of task train_classifier, "
+                "as --config.classifier.weights=runs/classifier/classifier.safetensors"
+            )
+        return self.weights
+
+    def load(self) -> PyTree:
+        """Float32 parameters; raises UserError for a file that is damaged or does not fit."""
+        return load(self._path)[1]
+
+
+def save(path: str | Path, classifier: ClassifierNet, params: PyTree) -> None:
+    """Write classifier and parameters (float32), at once or not at all.
 
     Raises UserError where nothing can be written.
     """
@@ -73,19 +159,22 @@ def save(path: str | Path, classifier: NoisyClassifier, params: PyTree) -> None:
     weights.save(path, {"format": FORMAT, "classifier": json.dumps(fields)}, params, np.float32)
 
 
-def load(path: str | Path) -> tuple[NoisyClassifier, PyTree]:
+def load(path: str | Path) -> tuple[ClassifierNet, PyTree]:
     """Read a classifier with its parameters.
 
     Raises UserError for a file that is missing, damaged, or not of this kind.
     """
-    metadata, tensors = weights.read(path, FORMAT)
+    net = read_net(path)
+    tensors = weights.read(path, FORMAT).tensors
+    return net, weights.fit(path, tensors, jax.eval_shape(net.init, jax.random.key(0)))
+
+
+def read_net(path: str | Path) -> ClassifierNet:
+    """The network that a file describes; raises UserError as `load` does."""
+    description = weights.read_metadata(path, FORMAT).get("classifier", "")
     try:
-        fields = weights.tuples(json.loads(metadata.get("classifier", "")))
+        fields = weights.tuples(json.loads(description))
         net = ADMConfig(**weights.tuples(fields["net"]))
-        schedule = Schedule(np.array(fields["schedule"]))
-        classifier = NoisyClassifier(net, schedule, fields["classes"])
+        return ClassifierNet(net, Schedule(np.array(fields["schedule"])), fields["classes"])
     except (UserError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: cannot make sense of its description: {error}") from error
-    return classifier, weights.fit(
-        path, tensors, jax.eval_shape(classifier.init, jax.random.key(0))
-    )

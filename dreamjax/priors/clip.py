@@ -7,6 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -16,41 +17,93 @@ from jaxtyping import Array, Float, Int, PyTree
 from dreamjax.errors import UserError
 from dreamjax.nets.stable_diffusion.clip import CLIP, CLIPConfig, unit
 from dreamjax.priors import published
+from dreamjax.priors.base import Prompt
+from dreamjax.priors.words import read_prompt
+from dreamjax.settings import Dtype, settings
 
 # Of the pictures that CLIP was trained on; OpenCLIP kept them.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class Clip:
-    """Features of pictures and texts, all of length 1; `folder` holds the tokenizer's files.
+    """CLIP of vision transformers: features, all of length 1, of pictures and texts."""
 
-    `mean` and `std` are those of rgb that pictures are normalised with.
-    """
+    weights: str = ""  # a folder or a repository id, fetched once, as openai/clip-vit-base-patch16
+    dtype: Dtype = "float32"  # of the networks' activations
+    remat: bool = False  # gradients recompute activations: less memory, more time
 
-    config: CLIPConfig
-    folder: Path
-    mean: tuple[float, ...] = MEAN
-    std: tuple[float, ...] = STD
+    @functools.cached_property
+    def folder(self) -> Path:
+        """The folder of the model; raises UserError for one that cannot be had."""
+        if not self.weights:
+            raise UserError(
+                "Clip needs weights: name a folder or a repository id, as "
+                "--config.prior.weights=openai/clip-vit-base-patch16"
+            )
+        return published.find(self.weights, [""])
+
+    @functools.cached_property
+    def config(self) -> CLIPConfig:
+        """The networks' sizes; raises UserError for a folder of another model."""
+        path = self.folder / "config.json"
+        try:
+            config = CLIPConfig.from_json(published.read_json(path))
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        ours = {"dtype": self.dtype, "remat": self.remat}
+        return dataclasses.replace(
+            config,
+            text=dataclasses.replace(config.text, **ours),
+            vision=dataclasses.replace(config.vision, **ours),
+        )
+
+    @functools.cached_property
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of rgb that pictures are normalised with."""
+        return _normalisation(self.folder)
 
     @property
     def image_size(self) -> int:
         """H = W in pixels that `image_features` brings any rgb to."""
         return self.config.vision.image_size
 
-    def embed(self, params: PyTree, prompts: Sequence[str]) -> Float[Array, "n p"]:
+    def load(self) -> PyTree:
+        """Float32 parameters.
+
+        Raises UserError for what cannot be had, is damaged, or is no CLIP of vision transformers.
+        """
+        size = self.image_size
+        _ = self.normalisation  # what is wrong with it is told before the tensors are read
+        shapes = jax.eval_shape(
+            CLIP(self.config).init,
+            jax.random.key(0),
+            jnp.zeros((1, size, size, 3)),
+            jnp.zeros((1, 1), jnp.int32),
+        )
+        return published.load(self.folder, shapes["params"])
+
+    def embed(self, params: PyTree, prompt: Prompt) -> Float[Array, " p"]:
+        """The feature of the prompt's text; runs on the host.
+
+        Raises UserError as `embed_texts` does, for a prompt without a word in it, and for a
+        negative prompt, which there is nothing to guide away from with.
+        """
+        if prompt.negative.strip():
+            raise UserError("negative_prompt is set, but CLIP has no guidance to use it in")
+        return self.embed_texts(params, [read_prompt(prompt.text)])[0]
+
+    def embed_texts(self, params: PyTree, texts: Sequence[str]) -> Float[Array, "n p"]:
         """Features of N texts, cut off where they are too long; runs on the host.
 
         Raises UserError for a folder without a tokenizer, or with another network's.
         """
         text = self.config.text
-        ids = token_ids(self.folder, prompts, text.max_position_embeddings)
+        ids = token_ids(self.folder, texts, text.max_position_embeddings)
         if ids.max() >= text.vocab_size:
             raise UserError(f"{self.folder}: the tokenizer knows more than vocab_size tokens")
-        clip = CLIP(self.config)
-        read = jax.jit(lambda p, ids: unit(clip.apply({"params": p}, ids, method="text_features")))
-        return read(params, jnp.asarray(ids))
+        return _text_features(self.config, params, jnp.asarray(ids))
 
     def image_features(self, params: PyTree, rgb: Float[Array, "b h w 3"]) -> Float[Array, "b p"]:
         """Features of square pictures, rgb in [0, 1], of any size; differentiable in rgb.
@@ -64,36 +117,19 @@ class Clip:
         size = self.image_size
         if width != size:
             rgb = jax.image.resize(rgb, (batch, size, size, 3), "cubic")
-        images = (rgb - jnp.array(self.mean)) / jnp.array(self.std)
-        return unit(CLIP(self.config).apply({"params": params}, images, method="image_features"))
+        mean, std = self.normalisation
+        images = (rgb - jnp.array(mean)) / jnp.array(std)
+        found = CLIP(self.config).apply({"params": params}, images, method="image_features")
+        return unit(cast(Array, found))
 
 
-def load(model: str, dtype: str = "float32", remat: bool = False) -> tuple[Clip, PyTree]:
-    """CLIP and its float32 parameters, from a folder or a repository id.
-
-    `dtype` is that of the networks' activations; with `remat` gradients recompute them. Raises
-    UserError for what cannot be had, is damaged, or is no CLIP of vision transformers.
-    """
-    folder = published.find(model, [""])
-    path = folder / "config.json"
-    try:
-        config = CLIPConfig.from_json(published.read_json(path))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    config = dataclasses.replace(
-        config,
-        text=dataclasses.replace(config.text, dtype=dtype, remat=remat),
-        vision=dataclasses.replace(config.vision, dtype=dtype, remat=remat),
-    )
-    size = config.vision.image_size
-    shapes = jax.eval_shape(
-        CLIP(config).init,
-        jax.random.key(0),
-        jnp.zeros((1, size, size, 3)),
-        jnp.zeros((1, 1), jnp.int32),
-    )
-    params = published.load(folder, shapes["params"])
-    return Clip(config, folder, *_normalisation(folder)), params
+@functools.partial(jax.jit, static_argnums=0)
+def _text_features(
+    config: CLIPConfig, params: PyTree, ids: Int[Array, "n l"]
+) -> Float[Array, "n p"]:
+    """Features of texts; compiled once for as many of them."""
+    found = CLIP(config).apply({"params": params}, ids, method="text_features")
+    return unit(cast(Array, found))
 
 
 def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -125,9 +161,9 @@ def token_ids(folder: Path, prompts: Sequence[str], length: int) -> Int[np.ndarr
 
 @functools.cache
 def _tokenizer(folder: Path):
-    there = lambda *names: all((folder / name).exists() for name in names)  # noqa: E731
+    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     # transformers would make one of three tokens, and say nothing.
-    if not (there("tokenizer.json") or there("vocab.json", "merges.txt")):
+    if "tokenizer.json" not in present and not {"vocab.json", "merges.txt"} <= present:
         raise UserError(f"{folder} holds no tokenizer.json, nor vocab.json with merges.txt")
     from transformers import CLIPTokenizer
 

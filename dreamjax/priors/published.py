@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -40,11 +40,13 @@ def find(model: str, parts: Sequence[str]) -> Path:
     was fetched before is taken. Raises UserError for what is neither a folder nor an id, and where
     the repository cannot be had.
     """
-    folder = Path(model).expanduser()
+    folder = weights.resolved(model)
     if folder.is_dir():
         return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
-        raise UserError(f"weights is {model!r}: neither a folder nor a repository id (OWNER/NAME)")
+        raise UserError(
+            f"weights is {model[:200]!r}: neither a folder nor a repository id (OWNER/NAME)"
+        )
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -115,7 +117,7 @@ def load(folder: Path, wanted: PyTree, strip: str = "") -> PyTree:
             if ours in where:
                 raise UserError(f"{folder}: {name} is there twice, in {where[ours][0]} and {file}")
             where[ours] = (file, name)
-    flat = flatten_dict(wanted, sep=".")
+    flat = cast(dict[str, Any], flatten_dict(wanted, sep="."))
     names = {published_name(name): name for name in flat}
     shapes = {name: published_shape(ours, flat[ours].shape) for name, ours in names.items()}
     found = {

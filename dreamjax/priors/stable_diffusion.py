@@ -6,10 +6,11 @@ schedule, what the UNet predicts, and the tokenizer.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,29 +18,29 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dreamjax.diffusion import schedule as schedules
-from dreamjax.diffusion.process import eps_from_v
 from dreamjax.diffusion.reverse import Parameterisation, unclipped
 from dreamjax.diffusion.schedule import Schedule
 from dreamjax.errors import UserError
-from dreamjax.nets.stable_diffusion.clip import CLIPText, CLIPTextConfig
+from dreamjax.nets.stable_diffusion.clip import CLIPText, CLIPTextConfig, TextStates
 from dreamjax.nets.stable_diffusion.unet import SDUNet, SDUNetConfig
 from dreamjax.nets.stable_diffusion.vae import AutoencoderKL, VAEConfig
 from dreamjax.nets.text import Text
-from dreamjax.priors import published
-from dreamjax.priors.base import PAPER_VIEWS, decode_pixels, encode_pixels
+from dreamjax.priors import published, words
+from dreamjax.priors.base import Conditions, NetPrior, Prompt, decode_pixels, encode_pixels
 from dreamjax.priors.clip import token_ids
+from dreamjax.scene.views import Views
+from dreamjax.settings import Dtype, settings
 
 PARTS = ("unet", "vae", "text_encoder")
-DTYPES = ("float32", "bfloat16")
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}
 
 
 @dataclasses.dataclass(frozen=True)
-class StableDiffusion:
-    """A latent text-to-image diffusion model (the interface of `priors.base.Prior`).
+class StableDiffusionNets:
+    """The networks of a latent text-to-image diffusion model, as its folder describes them.
 
-    Its parameters are {"unet", "vae", "text"} and, for `encode_linear` alone, "rgb_to_latent"
-    (`fit_rgb_to_latent`); `tokenizer` is a folder.
+    Their parameters are {"unet", "vae", "text"} and, for the cheap way to encode alone,
+    "rgb_to_latent" (`fit_rgb_to_latent`); `tokenizer` is a folder.
     """
 
     unet: SDUNetConfig
@@ -58,11 +59,6 @@ class StableDiffusion:
     def image_size(self) -> int:
         """H = W in pixels, 8 times the latents'."""
         return self.unet.sample_size * 2 ** (len(self.vae.block_out_channels) - 1)
-
-    @property
-    def view_names(self) -> tuple[tuple[float, tuple[str, ...]], ...]:
-        """What it calls views: the paper's words."""
-        return PAPER_VIEWS
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -88,34 +84,36 @@ class StableDiffusion:
         }
         return {name: variables["params"] for name, variables in nets.items()}
 
-    def embed(self, params: PyTree, prompts: Sequence[str]) -> Text:
+    def embed_texts(self, params: PyTree, texts: Sequence[str]) -> Text:
         """CLIP's final token embeddings [N, L, D]; longer texts are cut, as in the published code.
 
         Padding counts as text here (the mask is True everywhere): the model was trained so.
         """
-        ids = token_ids(Path(self.tokenizer), prompts, self.text.max_position_embeddings)
-        read = jax.jit(CLIPText(self.text).apply)
-        tokens = read({"params": params["text"]}, jnp.asarray(ids)).last
+        ids = token_ids(Path(self.tokenizer), texts, self.text.max_position_embeddings)
+        tokens = _token_embeddings(self.text, params["text"], jnp.asarray(ids))
         return Text(tokens, jnp.ones(ids.shape, bool))
 
     def encode(
-        self, params: PyTree, rgb: Float[Array, "b h w 3"], key: Key[Array, ""]
+        self, params: PyTree, rgb: Float[Array, "b h w 3"], key: Key[Array, ""], cheap: bool = False
     ) -> Float[Array, "b s s c"]:
-        """Scaled latents, drawn from the encoder's distribution at `image_size`."""
+        """Scaled latents, drawn from the encoder's distribution at `image_size`.
+
+        With `cheap` they are those of the affine map of colours that is nearest to the encoder: a
+        thousandth of the work, and right for flat colours only, for a time when there is no detail
+        to encode; nothing is drawn. Raises UserError where that map has not been fitted.
+        """
+        if cheap:
+            return self._encode_linear(params, rgb)
         x = encode_pixels(rgb, self.image_size)
         vae = AutoencoderKL(self.vae)
-        mean, log_var = vae.apply({"params": params["vae"]}, x, method="encode")
+        found = vae.apply({"params": params["vae"]}, x, method="encode")
+        mean, log_var = cast(tuple[Array, Array], found)
         noise = jax.random.normal(key, mean.shape)
         return self.vae.scaling_factor * (mean + jnp.exp(0.5 * log_var) * noise)
 
-    def encode_linear(
-        self, params: PyTree, rgb: Float[Array, "b h w 3"], key: Key[Array, ""]
-    ) -> Float[Array, "b s s c"]:
-        """Latents by the affine map of colours that is nearest to the encoder; `key` is not used.
-
-        A thousandth of `encode`'s work, and right for flat colours only: for the first part of a
-        run, when there is no detail to encode.
-        """
+    def _encode_linear(self, params: PyTree, rgb: Float[Array, "b h w 3"]) -> Array:
+        if "rgb_to_latent" not in params:
+            raise UserError("cheap encoding was asked for, but cheap_encoder is false")
         x = encode_pixels(rgb, self.unet.sample_size)
         ones = jnp.ones((*x.shape[:-1], 1))
         return jnp.concatenate([x, ones], -1) @ params["rgb_to_latent"]
@@ -124,43 +122,78 @@ class StableDiffusion:
         """Pictures in [0, 1] of scaled latents."""
         z = z_0 / self.vae.scaling_factor
         x = AutoencoderKL(self.vae).apply({"params": params["vae"]}, z, method="decode")
-        return decode_pixels(x.astype(jnp.float32))
+        return decode_pixels(cast(Array, x).astype(jnp.float32))
 
-    def output(
-        self, params: PyTree, z_t: Float[Array, "b s s c"], t: Int[Array, " b"], text: Text
+    def predict(
+        self, params: PyTree, z_t: Float[Array, "b s s c"], t: Int[Array, " b"], condition: Text
     ) -> Float[Array, "b s s c"]:
-        """The UNet's own output, eps or v."""
-        return SDUNet(self.unet).apply({"params": params["unet"]}, z_t, t, text.tokens)
-
-    def predict_eps(
-        self, params: PyTree, z_t: Float[Array, "b s s c"], t: Int[Array, " b"], text: Text
-    ) -> Float[Array, "b s s c"]:
-        """eps_hat, whatever the UNet predicts."""
-        output = self.output(params, z_t, t, text).astype(jnp.float32)
-        return output if self.prediction == "eps" else eps_from_v(self.schedule, z_t, t, output)
+        """The UNet's output, eps or v."""
+        unet = SDUNet(self.unet)
+        return cast(Array, unet.apply({"params": params["unet"]}, z_t, t, condition.tokens))
 
 
-def load(
-    model: str, dtype: str = "float32", remat: bool = False, fused: bool = False
-) -> tuple[StableDiffusion, PyTree]:
-    """A published model from a folder or a repository id, with float32 parameters.
+@settings
+class StableDiffusion(NetPrior):
+    """Stable Diffusion 1.x or 2.x, or a model of the same layout, as published for diffusers."""
 
-    `dtype` is that of the networks' activations; with `remat` gradients recompute them; `fused` is
-    cuDNN's attention in the UNet. Raises UserError for what cannot be read or is no Stable
-    Diffusion 1.x or 2.x.
-    """
-    folder = published.find(model, PARTS)
-    prior = describe(folder, dtype, remat, fused)
-    shapes = jax.eval_shape(prior.init, jax.random.key(0))
-    params = {
-        "unet": published.load(folder / "unet", shapes["unet"]),
-        "vae": published.load(folder / "vae", shapes["vae"]),
-        "text": published.load(folder / "text_encoder", shapes["text"], strip="text_model."),
-    }
-    return prior, params
+    weights: str = ""  # a folder in the layout of diffusers, or a repository id, fetched once
+    dtype: Dtype = "float32"  # of the activations; float16 for GPUs, bfloat16 for TPUs
+    remat: bool = False  # gradients recompute activations: less memory, more time
+    fused: bool = False  # cuDNN's attention in the UNet: NVIDIA GPUs, half precision
+    interpolate_views: bool = False  # mix the texts of front, side and back by azimuth
+    cheap_encoder: bool = True  # fit the cheap way to encode when loading; drawing needs none
+
+    def __post_init__(self):
+        if self.fused and self.dtype == "float32":
+            raise UserError("fused attention is for half precision; dtype is 'float32'")
+
+    @functools.cached_property
+    def folder(self) -> Path:
+        """The folder of the model; raises UserError for one that cannot be had."""
+        if not self.weights:
+            raise UserError(
+                "StableDiffusion needs weights: name a folder or a repository id, as "
+                "--config.prior.weights=stable-diffusion-v1-5/stable-diffusion-v1-5"
+            )
+        return published.find(self.weights, PARTS)
+
+    @functools.cached_property
+    def net(self) -> StableDiffusionNets:
+        """The networks that the folder describes; raises UserError for another model's."""
+        return describe(self.folder, self.dtype, self.remat, self.fused)
+
+    def load(self) -> PyTree:
+        """Float32 parameters; raises UserError for what is missing, damaged or does not fit."""
+        shapes = jax.eval_shape(self.net.init, jax.random.key(0))
+        text = self.folder / "text_encoder"
+        params = {
+            "unet": published.load(self.folder / "unet", shapes["unet"]),
+            "vae": published.load(self.folder / "vae", shapes["vae"]),
+            "text": published.load(text, shapes["text"], strip="text_model."),
+        }
+        if self.cheap_encoder:
+            params["rgb_to_latent"] = fit_rgb_to_latent(self.net, params)
+        return params
+
+    def embed(self, params: PyTree, prompt: Prompt) -> words.ViewTexts:
+        """The texts of all views; raises UserError for a prompt without a word in it."""
+        read = functools.partial(self.embed_texts, params)
+        return words.embed_views(read, prompt, words.PAPER_VIEWS)
+
+    def condition(self, embedded: words.ViewTexts, views: Views) -> Conditions:
+        """Each view's own text, of the nearest name or mixed, whatever it shows."""
+        return words.condition(embedded, views, words.PAPER_VIEWS, self.interpolate_views)
 
 
-def describe(folder: Path, dtype: str, remat: bool, fused: bool) -> StableDiffusion:
+@functools.partial(jax.jit, static_argnums=0)
+def _token_embeddings(
+    config: CLIPTextConfig, params: PyTree, ids: Int[Array, "n l"]
+) -> Float[Array, "n l d"]:
+    """CLIP's final token embeddings; compiled once for all texts."""
+    return cast(TextStates, CLIPText(config).apply({"params": params}, ids)).last
+
+
+def describe(folder: Path, dtype: str, remat: bool, fused: bool) -> StableDiffusionNets:
     """The model that a folder's configs describe; raises UserError for one that this is not."""
     index = published.read_json(folder / "model_index.json")
     kind = index.get("_class_name", "")
@@ -173,10 +206,8 @@ def describe(folder: Path, dtype: str, remat: bool, fused: bool) -> StableDiffus
     name = settings.get("prediction_type", "epsilon")
     if name not in PREDICTIONS:
         raise UserError(f"{folder}: prediction_type is {name!r}: expected {', '.join(PREDICTIONS)}")
-    if dtype not in DTYPES:
-        raise UserError(f"dtype is {dtype!r}: expected one of {', '.join(DTYPES)}")
     ours = {"dtype": dtype, "remat": remat}
-    return StableDiffusion(
+    return StableDiffusionNets(
         unet=replace(SDUNetConfig.from_json(configs["unet"]), fused=fused, **ours),
         vae=replace(VAEConfig.from_json(configs["vae"]), **ours),
         text=CLIPTextConfig.from_json(configs["text_encoder"]),
@@ -200,14 +231,15 @@ def _schedule(folder: Path, settings: Mapping[str, Any]) -> Schedule:
     return schedules.zero_terminal_snr(schedule) if zero_snr else schedule
 
 
-def fit_rgb_to_latent(prior: StableDiffusion, params: PyTree) -> Float[Array, "4 c"]:
+def fit_rgb_to_latent(nets: StableDiffusionNets, params: PyTree) -> Float[Array, "4 c"]:
     """The affine map of colours in [-1, 1] to latents, by least squares on 27 flat pictures."""
     ends = jnp.linspace(0.0, 1.0, 3)
     rgb = jnp.stack(jnp.meshgrid(ends, ends, ends), -1).reshape(-1, 3)
-    size = 8 * 2 ** (len(prior.vae.block_out_channels) - 1)
+    size = 8 * 2 ** (len(nets.vae.block_out_channels) - 1)
     flat = jnp.broadcast_to(2 * rgb[:, None, None] - 1, (len(rgb), size, size, 3))
-    vae = AutoencoderKL(prior.vae)
-    encode = jax.jit(lambda x: vae.apply({"params": params["vae"]}, x, method="encode")[0])
-    latent = prior.vae.scaling_factor * encode(flat).astype(jnp.float32).mean((1, 2))
+    vae = AutoencoderKL(nets.vae)
+    encode = jax.jit(functools.partial(vae.apply, method="encode"))
+    mean, _ = encode({"params": params["vae"]}, flat)
+    latent = nets.vae.scaling_factor * mean.astype(jnp.float32).mean((1, 2))
     colors = np.concatenate([2 * np.asarray(rgb) - 1, np.ones((len(rgb), 1))], -1)
     return jnp.asarray(np.linalg.lstsq(colors, np.asarray(latent), rcond=None)[0], jnp.float32)

@@ -6,11 +6,13 @@ network's sizes, the vocabulary and the schedule.
 
 import dataclasses
 import difflib
+import functools
 import json
-from collections.abc import Sequence
-from functools import cached_property
+import re
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -18,23 +20,32 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dreamjax import weights
-from dreamjax.diffusion.process import eps_from_v
 from dreamjax.diffusion.reverse import Parameterisation
 from dreamjax.diffusion.schedule import Schedule, cosine
 from dreamjax.errors import UserError
 from dreamjax.nets.text import Text, TextConfig, TextEncoder
 from dreamjax.nets.unet import UNet, UNetConfig
-from dreamjax.priors.base import PAPER_VIEWS, decode_pixels, encode_pixels
-from dreamjax.weights import tuples
+from dreamjax.priors import words
+from dreamjax.priors.base import Conditions, NetPrior, Prompt, decode_pixels, encode_pixels
+from dreamjax.scene.views import Views
+from dreamjax.settings import Dtype, settings
 
 FORMAT = "dreamjax-toybox-1"
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "white", "black")
+FREE_TEXT = "stable-diffusion-v1-5/stable-diffusion-v1-5"  # understands what this does not
+
+
+@functools.cache
+def _cosine(steps: int) -> Schedule:
+    return cosine(steps)
 
 
 @dataclasses.dataclass(frozen=True)
-class ToyboxPrior:
-    """A text-to-image diffusion model of toybox pictures (the interface of `priors.base.Prior`).
+class ToyboxNet:
+    """The network of a text-to-image diffusion model of toybox pictures, as its file describes it.
 
-    `view_names` are what captions called views in its training.
+    `view_names` are what captions called views in its training. Raises UserError for sizes that do
+    not fit together.
     """
 
     unet: UNetConfig
@@ -42,24 +53,19 @@ class ToyboxPrior:
     vocabulary: tuple[str, ...]
     image_size: int = 32
     schedule_steps: int = 1000
-    view_names: tuple[tuple[float, tuple[str, ...]], ...] = PAPER_VIEWS
+    view_names: tuple[tuple[float, tuple[str, ...]], ...] = words.PAPER_VIEWS
 
     def __post_init__(self):
-        words, rows = len(self.vocabulary), self.text.vocabulary_size
-        if words != rows:
-            raise UserError(f"{words} words (padding among them) but vocabulary_size is {rows}")
+        known, rows = len(self.vocabulary), self.text.vocabulary_size
+        if known != rows:
+            raise UserError(f"{known} words (padding among them) but vocabulary_size is {rows}")
         if self.unet.text_dim != self.text.dim:
             raise UserError(f"unet.text_dim is {self.unet.text_dim}, text.dim {self.text.dim}")
 
     @property
-    def prediction(self) -> str:
-        """What the network predicts."""
-        return "v"
-
-    @property
     def parameterisation(self) -> Parameterisation:
-        """What the network's output stands for."""
-        return Parameterisation(self.prediction, "fixed_small")
+        """What the network's output stands for: v."""
+        return Parameterisation("v", "fixed_small")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -71,10 +77,10 @@ class ToyboxPrior:
         """How many values a pixel of the training pictures may have."""
         return 256
 
-    @cached_property
+    @property
     def schedule(self) -> Schedule:
         """The cosine schedule of `schedule_steps` steps."""
-        return cosine(self.schedule_steps)
+        return _cosine(self.schedule_steps)
 
     def init(self, key: Key[Array, ""]) -> PyTree:
         """Fresh parameters {"unet", "text"}."""
@@ -86,88 +92,164 @@ class ToyboxPrior:
         unet_params = UNet(self.unet).init(key_unet, x, jnp.zeros(1), text)
         return {"unet": unet_params["params"], "text": text_params["params"]}
 
-    def embed(self, params: PyTree, prompts: Sequence[str]) -> Text:
-        """Token embeddings of prompts; raises UserError for words outside the vocabulary."""
-        ids = np.stack([tokenise(prompt, self.vocabulary, self.text.length) for prompt in prompts])
-        return self.embed_ids(params, jnp.asarray(ids))
+    def embed_texts(self, params: PyTree, texts: Sequence[str]) -> Text:
+        """Token embeddings of texts; raises UserError for words outside the vocabulary."""
+        return self.embed_ids(params, self.ids(texts, _sample_command))
+
+    def ids(self, texts: Sequence[str], command: Callable[[str, str], str]) -> Int[Array, "n l"]:
+        """Word numbers of texts; `command` is `tokenise`'s."""
+        length = self.text.length
+        return jnp.asarray([tokenise(text, self.vocabulary, length, command) for text in texts])
 
     def embed_ids(self, params: PyTree, ids: Int[Array, "n l"]) -> Text:
         """Token embeddings of word numbers."""
-        return TextEncoder(self.text).apply({"params": params["text"]}, ids)
+        return cast(Text, TextEncoder(self.text).apply({"params": params["text"]}, ids))
 
     def encode(
-        self, params: PyTree, rgb: Float[Array, "b h w 3"], key: Key[Array, ""]
+        self, params: PyTree, rgb: Float[Array, "b h w 3"], key: Key[Array, ""], cheap: bool = False
     ) -> Float[Array, "b s s 3"]:
-        """Pixels brought to `image_size` and to [-1, 1]; `params` and `key` are not used."""
+        """Pixels brought to `image_size` and to [-1, 1]; nothing is drawn, and nothing cheaper."""
         return encode_pixels(rgb, self.image_size)
 
     def decode(self, params: PyTree, z_0: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
         """Pictures in [0, 1]; `params` are not used."""
         return decode_pixels(z_0)
 
-    def output(
-        self, params: PyTree, z_t: Float[Array, "b h w 3"], t: Int[Array, " b"], text: Text
+    def predict(
+        self, params: PyTree, z_t: Float[Array, "b h w 3"], t: Int[Array, " b"], condition: Text
     ) -> Float[Array, "b h w 3"]:
-        """The network's own output, v."""
-        return UNet(self.unet).apply({"params": params["unet"]}, z_t, t, text)
-
-    def predict_eps(
-        self, params: PyTree, z_t: Float[Array, "b h w 3"], t: Int[Array, " b"], text: Text
-    ) -> Float[Array, "b h w 3"]:
-        """eps_hat from the network's v."""
-        return eps_from_v(self.schedule, z_t, t, self.output(params, z_t, t, text))
+        """The network's output, v."""
+        return cast(Array, UNet(self.unet).apply({"params": params["unet"]}, z_t, t, condition))
 
 
-def tokenise(text: str, vocabulary: Sequence[str], length: int) -> Int[np.ndarray, " l"]:
+@settings
+class Toybox(NetPrior):
+    """The prior that ships with the package, or one of task train_prior's."""
+
+    weights: str = ""  # a safetensors file of task train_prior; empty: the one that ships
+    dtype: Dtype = "float32"  # of the network's activations
+    textureless_words: str = "made of clay"
+    """take the place of colours in the text of views that show shape alone; empty: no other text"""
+
+    @functools.cached_property
+    def net(self) -> ToyboxNet:
+        """The network that the file describes; raises UserError for a file that cannot be read."""
+        net = read_net(self.weights)
+        return dataclasses.replace(net, unet=dataclasses.replace(net.unet, dtype=self.dtype))
+
+    def load(self) -> PyTree:
+        """Float32 parameters; raises UserError for a file that is damaged or does not fit."""
+        return load(self.weights)[1]
+
+    def embed(self, params: PyTree, prompt: Prompt) -> words.ViewTexts:
+        """The texts of all views; raises UserError for words outside the vocabulary."""
+        net = self.net
+        # Whole, so that an unknown word is told with the prompt as it was typed.
+        net.ids([words.read_prompt(prompt.text), prompt.negative], _dream_command)
+        textureless = ""
+        if self.textureless_words.strip():
+            textureless = f"{colorless(prompt.text)} {self.textureless_words}"
+        return words.embed_views(
+            functools.partial(net.embed_texts, params), prompt, net.view_names, textureless
+        )
+
+    def condition(self, embedded: words.ViewTexts, views: Views) -> Conditions:
+        """Each view's own text, of the nearest name; without colours where it shows shape alone."""
+        return words.condition(embedded, views, self.net.view_names)
+
+
+def colorless(text: str) -> str:
+    """The text without the names of the toybox's colours."""
+    return " ".join(re.sub(rf"\b({'|'.join(COLORS)})\b", "", text, flags=re.IGNORECASE).split())
+
+
+def tokenise(
+    text: str,
+    vocabulary: Sequence[str],
+    length: int,
+    command: Callable[[str, str], str] | None = None,
+) -> Int[np.ndarray, " l"]:
     """Word numbers of a text, 0-padded: lower case, no punctuation, "an" read as "a".
 
-    Raises UserError for an unknown word, with the nearest known ones, and for too many words.
+    Raises UserError for an unknown word, with the nearest known ones and `command(text, word)`, a
+    command line that understands it; and for too many words.
     """
     kept = "".join(c if c.isalnum() else " " for c in text.lower()).split()
-    words = ["a" if word == "an" else word for word in kept]
+    found = ["a" if word == "an" else word for word in kept]
     number = {word: i for i, word in enumerate(vocabulary) if word}
-    for word in words:
+    for word in found:
         if word not in number:
             near = difflib.get_close_matches(word, number, n=3, cutoff=0.5)
             hint = (
                 f"the nearest it knows: {', '.join(near)}" if near else "nothing it knows is near"
             )
+            more = (command or _dream_command)(text, word)
             raise UserError(
-                f"the shipped prior does not know the word {word!r}; {hint}. docs/toybox.md lists "
-                "its words; configs/sd15.py understands free text"
+                f"the shipped prior does not know the word {word[:40]!r}; {hint}. docs/toybox.md "
+                f"lists its words; Stable Diffusion understands free text: {more}"
             )
-    if len(words) > length:
-        raise UserError(f"the prompt has {len(words)} words; the shipped prior reads {length}")
-    return np.array([number[w] for w in words] + [0] * (length - len(words)), np.int32)
+    if len(found) > length:
+        raise UserError(f"the prompt has {len(found)} words; the shipped prior reads {length}")
+    return np.array([number[w] for w in found] + [0] * (length - len(found)), np.int32)
 
 
-def save(path: str | Path, prior: ToyboxPrior, params: PyTree) -> None:
-    """Write prior and parameters (float16) as one safetensors file, beside and then renamed.
+def _dream_command(text: str, word: str) -> str:
+    """A command line that dreams `text`, named after `word`."""
+    return (
+        f"python -m dreamjax.main --config=sd15 --config.prior.weights={FREE_TEXT} "
+        f"--config.prompt={_quoted(text)} --workdir=runs/{word[:40]}"
+    )
+
+
+def _sample_command(text: str, word: str) -> str:
+    """A command line that draws pictures of `text`, named after `word`."""
+    return (
+        f"python -m dreamjax.main --config=sd_sample --config.prior.weights={FREE_TEXT} "
+        f"--config.prompts={_quoted(repr((' '.join(text.split()),)))} --workdir=runs/{word[:40]}"
+    )
+
+
+def _quoted(text: str) -> str:
+    """`text` on one line in double quotes, as shells read it."""
+    return '"' + re.sub(r'(["\\$`])', r"\\\1", " ".join(text.split())) + '"'
+
+
+def save(path: str | Path, net: ToyboxNet, params: PyTree) -> None:
+    """Write network and parameters (float16) as one safetensors file, at once or not at all.
 
     Raises UserError for parameters that float16 cannot hold, and where nothing can be written.
     """
-    metadata = {"format": FORMAT, "prior": json.dumps(dataclasses.asdict(prior))}
+    metadata = {"format": FORMAT, "prior": json.dumps(dataclasses.asdict(net))}
     weights.save(path, metadata, params)
 
 
-def load(path: str | Path | None = None) -> tuple[ToyboxPrior, PyTree]:
-    """Read a prior with its float32 parameters; without a path, the one that ships.
+def load(path: str | Path = "") -> tuple[ToyboxNet, PyTree]:
+    """Read a network with its float32 parameters; without a path, the one that ships.
 
     Raises UserError for a file that is missing, damaged, or not of this kind.
     """
-    if path is None:
-        path = resources.files("dreamjax.priors") / "weights" / "toybox.safetensors"
-    metadata, tensors = weights.read(path, FORMAT)
-    prior = _parse(path, metadata.get("prior", ""))
-    return prior, weights.fit(path, tensors, jax.eval_shape(prior.init, jax.random.key(0)))
+    net = read_net(path)
+    path = path or shipped()
+    tensors = weights.read(path, FORMAT).tensors
+    return net, weights.fit(path, tensors, jax.eval_shape(net.init, jax.random.key(0)))
 
 
-def _parse(path: str | Path, description: str) -> ToyboxPrior:
-    """The prior that a file's metadata describe in JSON."""
+def read_net(path: str | Path = "") -> ToyboxNet:
+    """The network that a file describes; without a path, the one that ships.
+
+    Raises UserError for a file that is missing, damaged, or not of this kind.
+    """
+    path = path or shipped()
+    description = weights.read_metadata(path, FORMAT).get("prior", "")
     try:
-        fields = tuples(json.loads(description))
-        fields["unet"] = UNetConfig(**tuples(fields["unet"]))
-        fields["text"] = TextConfig(**tuples(fields["text"]))
-        return ToyboxPrior(**fields)
+        fields = weights.tuples(json.loads(description))
+        fields["unet"] = UNetConfig(**weights.tuples(fields["unet"]))
+        fields["text"] = TextConfig(**weights.tuples(fields["text"]))
+        return ToyboxNet(**fields)
     except (UserError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: cannot make sense of its description: {error}") from error
+
+
+def shipped() -> Path:
+    """The weights file in the package."""
+    return Path(str(resources.files("dreamjax.priors") / "weights" / "toybox.safetensors"))

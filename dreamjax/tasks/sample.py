@@ -1,108 +1,109 @@
-"""`task = sample`: pictures from any model, by class or by text, as a grid and one by one."""
+"""Task sample: pictures from any prior, by text or by class, as a grid and one by one."""
 
-import dataclasses
 import re
 import sys
 import time
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Float, PyTree
 
-from dreamjax.config import build, check_counts, check_workdir
+from dreamjax.data.images import read_image
 from dreamjax.diffusion.samplers import Given
 from dreamjax.errors import UserError
 from dreamjax.export.sheet import grid, to_uint8, write_png
-from dreamjax.priors import classifier
-from dreamjax.tasks.images import read_image
-from dreamjax.tasks.priors import PriorConfig, load_prior
-from dreamjax.tasks.sampling import SamplerConfig, sample
+from dreamjax.priors.base import SampledPrior
+from dreamjax.priors.classifier import NoisyClassifier
+from dreamjax.priors.sampling import Sampler, check_classifier, check_sampler, sample
+from dreamjax.priors.toybox import Toybox
+from dreamjax.settings import Home, Range, Seed, Share, settings
 from dreamjax.training.metrics import Progress
+from dreamjax.workdir import claim, resolved
+
+Pictures = Annotated[int, Range(1, 10_000)]
 
 
-@dataclasses.dataclass(frozen=True)
-class SampleConfig:
-    """What to draw: `per_prompt` pictures for each of `prompts`, class names or sentences.
+@settings
+class Sample:
+    """Draws pictures for prompts, sentences or names of classes, from noise or from a picture."""
 
-    Without prompts every class is drawn (or, where there are none, the model as it is). `weights`
-    name the model (`tasks.priors`), `classifier` a file of `train_classifier`. `negative_prompt`
-    takes the null prompt's place in guidance. `image` is a file to start from, noised to the
-    fraction `start` of T (SDEdit), or, with a `mask` that is white where it is to be kept, to paint
-    the rest of anew.
-    """
-
-    seed: int = 0
-    weights: str = ""
-    prior: PriorConfig = PriorConfig()
-    classifier: str = ""
-    prompts: tuple[str, ...] = ()
-    negative_prompt: str = ""
-    per_prompt: int = 8
-    chunk: int = 64
-    image: str = ""
-    mask: str = ""
-    start: float = 1.0
-    sampler: SamplerConfig = SamplerConfig()
+    seed: Seed = 0  # same seed, same pictures
+    prior: Annotated[SampledPrior, Home("dreamjax.priors")] = Toybox()  # the model that is asked
+    classifier: Annotated[NoisyClassifier | None, Home("dreamjax.priors")] = None  # guides too
+    prompts: tuple[str, ...] = ()  # what to draw; empty: every class, or the model as it is
+    negative_prompt: str = ""  # what guidance goes away from, in the null text's place
+    per_prompt: Pictures = 8  # pictures for each prompt
+    chunk: Annotated[int, Range(1, 1024)] = 64  # pictures drawn at a time: memory
+    image: str = ""  # a file to start from, noised to the fraction `start` of T (SDEdit)
+    mask: str = ""  # a file, white where the image is to be kept; the rest is painted anew
+    start: Annotated[Share, Range(0.0, 1.0, above=True)] = 1.0  # where an image's noise begins
+    sampler: Sampler = Sampler()
 
     def __post_init__(self):
-        check_counts(self, "per_prompt", "chunk")
         if self.mask and not self.image:
             raise UserError("mask says what to keep of an image: set image too")
         if self.start != 1.0 and (self.mask or not self.image):
             raise UserError(f"start is {self.start}: it goes with an image and no mask")
 
+    def run(self, workdir: str | Path) -> None:
+        """Draw, and write `samples.png` and `images/PROMPT-NUMBER.png`."""
+        check_sampler(self.prior.schedule, self.sampler, self.start)
+        check_classifier(self.prior, self.classifier, self.sampler)
+        params = self.prior.load()
+        guide = None
+        if self.classifier is not None:
+            guide = (self.classifier, self.classifier.load())
+        given = self.given(params)
+        prompts = self.prompts or getattr(self.prior, "classes", ()) or ("",)
+        self.prior.embed_texts(params, prompts)  # an unknown word is told before the workdir is
+        workdir = claim(workdir, self)
+        repeated = [prompt for prompt in prompts for _ in range(self.per_prompt)]
+        began = time.monotonic()
+        with Progress(len(repeated), 0, show=()) as bar:
+            bar.note(f"drawing {len(repeated)} pictures in {self.sampler.steps} steps each")
+            rgb = sample(
+                self.prior,
+                params,
+                repeated,
+                jax.random.key(self.seed),
+                self.sampler,
+                negative=self.negative_prompt,
+                classifier=guide,
+                chunk=self.chunk,
+                drawn=bar.update,
+                given=given,
+                start=self.start,
+            )
+        seconds = time.monotonic() - began
+        self.write(workdir, repeated, rgb)
+        print(f"{len(repeated)} pictures in {seconds:.1f} s, compilation included", file=sys.stderr)
+        print(f"wrote {workdir / 'samples.png'} and {workdir / 'images'}")
 
-def read_given(prior, params: PyTree, c: SampleConfig) -> Given | None:
-    """The image and the mask that the config names, in the prior's space."""
-    if not c.image:
-        return None
-    key = jax.random.split(jax.random.key(c.seed))[1]
-    read = lambda path, size, mode: read_image(Path(path).expanduser(), size, mode)  # noqa: E731
-    rgb = read(c.image, prior.image_size, "L" if prior.shape[-1] == 1 else "RGB") / 255.0
-    rgb = jnp.asarray(rgb, jnp.float32).reshape(1, *rgb.shape[:2], -1)
-    mask = read(c.mask, prior.shape[0], "L")[..., None] / 255.0 if c.mask else None
-    return Given(prior.encode(params, rgb, key)[0], mask)
+    def given(self, params: PyTree) -> Given | None:
+        """The image and the mask that are named, in the prior's space."""
+        if not self.image:
+            return None
+        key = jax.random.split(jax.random.key(self.seed))[1]
+        height, _, channels = self.prior.shape
+        mode = "L" if channels == 1 else "RGB"
+        rgb = read_image(resolved(self.image), self.prior.image_size, mode) / 255.0
+        rgb = jnp.asarray(rgb, jnp.float32).reshape(1, *rgb.shape[:2], -1)
+        z_0 = self.prior.encode(params, rgb, key)[0]
+        if not self.mask:
+            return Given(z_0)
+        kept = read_image(resolved(self.mask), height, "L")[..., None] / 255.0
+        return Given(z_0, jnp.asarray(kept))
 
-
-def run(config, workdir: str) -> None:
-    """Draw, and write `samples.png` and `images/PROMPT-NUMBER.png`."""
-    settings = dict(config)
-    settings.pop("task")
-    c = build(SampleConfig, settings)
-    prior, params = load_prior(c.weights, c.prior)
-    guide = classifier.load(Path(c.classifier).expanduser()) if c.classifier else None
-    given = read_given(prior, params, c)
-    prompts = c.prompts or getattr(prior, "classes", ()) or ("",)
-    prior.embed(params, list(prompts))  # an unknown word is told before anything is written
-    workdir = check_workdir(workdir, config)
-
-    repeated = [prompt for prompt in prompts for _ in range(c.per_prompt)]
-    began = time.monotonic()
-    with Progress(len(repeated), 0, show=()) as bar:
-        bar.note(f"drawing {len(repeated)} pictures in {c.sampler.steps} steps each")
-        rgb = sample(
-            prior,
-            params,
-            repeated,
-            jax.random.key(c.seed),
-            c.sampler,
-            negative=c.negative_prompt,
-            classifier=guide,
-            chunk=c.chunk,
-            drawn=bar.update,
-            given=given,
-            start=c.start,
-        )
-    seconds = time.monotonic() - began
-    levels = np.round(rgb * (prior.levels - 1)) / (prior.levels - 1)
-    for number, (prompt, image) in enumerate(zip(repeated, levels, strict=True)):
-        name = re.sub(r"\W+", "_", prompt).strip("_") or "sample"
-        place = workdir / "images" / f"{name}-{number % c.per_prompt:03d}.png"
-        place.parent.mkdir(exist_ok=True)
-        write_png(place, np.broadcast_to(to_uint8(image), (*image.shape[:2], 3)))
-    captions = repeated if any(repeated) else None
-    write_png(workdir / "samples.png", grid(levels, c.per_prompt, captions))
-    print(f"{len(repeated)} pictures in {seconds:.1f} s, compilation included", file=sys.stderr)
-    print(f"wrote {workdir / 'samples.png'} and {workdir / 'images'}")
+    def write(self, workdir: Path, prompts: list[str], rgb: Float[np.ndarray, "n h w c"]) -> None:
+        """Write every picture, in as many levels as the model's have, and a sheet of them all."""
+        top = self.prior.levels - 1
+        levels = np.round(rgb * top) / top
+        for number, (prompt, image) in enumerate(zip(prompts, levels, strict=True)):
+            name = re.sub(r"\W+", "_", prompt)[:80].strip("_") or "sample"
+            place = workdir / "images" / f"{name}-{number % self.per_prompt:03d}.png"
+            write_png(place, np.broadcast_to(to_uint8(image), (*image.shape[:2], 3)))
+        captions = prompts if any(prompts) else None
+        write_png(workdir / "samples.png", grid(levels, self.per_prompt, captions))

@@ -113,7 +113,10 @@ def test_an_exact_classifier_gives_the_conditional_law(sampler):
             guide=lambda x_t, t, model: guide_mean(model, gradient(x_t, t), 1.0),
         )  # fmt: skip
     else:
-        predict = lambda x_t, t: guide_eps(schedule, net(x_t, t), t, gradient(x_t, t), 1.0)  # noqa: E731
+
+        def predict(x_t, t):
+            return guide_eps(schedule, net(x_t, t), t, gradient(x_t, t), 1.0)
+
         x_0 = ddim_sample(predict, schedule, key, shape, 500, 0.0, unclipped)
     tolerance = 5 * np.sqrt(conditional_var / n) + 0.01  # 0.01: the steps are finite
     assert abs(float(x_0.mean()) - conditional_mean) < tolerance
@@ -140,7 +143,10 @@ def test_a_classifiers_guidance_against_float64(jit):
 
     def run(x, eps_hat):
         t = jnp.asarray(T)
-        log_p = lambda x, t: -0.5 * jnp.sum((0.7 * x - t[:, None] / 1000) ** 2, axis=1)  # noqa: E731
+
+        def log_p(x, t):
+            return -0.5 * jnp.sum((0.7 * x - t[:, None] / 1000) ** 2, axis=1)
+
         found = log_probability_gradient(log_p, x, t)
         p = Parameterisation("eps", "fixed_large", unclipped)
         model = reverse(schedule, p, x, t, eps_hat)

@@ -174,7 +174,9 @@ def test_the_whole_bound_against_float64(jit):
     def net(x_t, t):
         return jnp.concatenate([0.4 * x_t, 0.1 * t[:, None] - 0.5 + 0.0 * x_t], axis=-1)
 
-    run = lambda x_0: likelihood.bound(net, schedule, p, x_0, key, 17)  # noqa: E731
+    def run(x_0):
+        return likelihood.bound(net, schedule, p, x_0, key, 17)
+
     found = (jax.jit(run) if jit else run)(jnp.float32(x_0))
     terms = np.empty((3, 7))
     for t in range(7):

@@ -52,7 +52,10 @@ def test_v_error_is_the_eps_error_over_alpha_bar(drawn):
 
 def test_half_precision_outputs_are_compared_in_float32(drawn):
     x_0, eps = map(jnp.float32, drawn)
-    net = lambda x_t, t: network(x_t, t).astype(jnp.bfloat16)  # noqa: E731
+
+    def net(x_t, t):
+        return network(x_t, t).astype(jnp.bfloat16)
+
     loss = prediction_loss(net, SCHEDULE, Parameterisation("eps"), x_0, jnp.asarray(T), eps)
     assert loss.dtype == jnp.float32
 
@@ -79,7 +82,10 @@ def test_prediction_loss_against_float64(drawn, prediction, jit):
         return jnp.concatenate([network(x_t, t), 100 * x_t], axis=-1)
 
     p = Parameterisation(prediction, "learned_range")
-    run = lambda *arrays: prediction_loss(net, SCHEDULE, p, *arrays)  # noqa: E731
+
+    def run(*arrays):
+        return prediction_loss(net, SCHEDULE, p, *arrays)
+
     found = (jax.jit(run) if jit else run)(jnp.float32(x_0), jnp.asarray(T), jnp.float32(eps))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
@@ -171,7 +177,10 @@ def test_weights_against_float64(jit):
     }
     for prediction, (min_snr, v) in expected.items():
         for function, weight in ((min_snr_weight, min_snr), (v_weight, v)):
-            run = lambda t, f=function, p=prediction: f(SCHEDULE, p, t)  # noqa: E731
+
+            def run(t, f=function, p=prediction):
+                return f(SCHEDULE, p, t)
+
             found = (jax.jit(run) if jit else run)(jnp.asarray(T))
             np.testing.assert_allclose(found, weight, rtol=1e-6)
 

@@ -10,6 +10,7 @@ from dreamjax.diffusion.reverse import (
     clip,
     dynamic,
     eps_of,
+    predicted_eps,
     reverse,
     split_output,
     unclipped,
@@ -61,7 +62,10 @@ def test_mean_and_estimates(schedule, prediction, threshold):
     used = used.get(threshold, np.clip(estimate, -s, s) / s)
     mean = output if prediction == "mean" else from_x0 * used + from_xt * x_t
     p = Parameterisation(prediction, "fixed_large", threshold)
-    run = lambda x_t, output: reverse(schedule, p, x_t, jnp.asarray(T), output)  # noqa: E731
+
+    def run(x_t, output):
+        return reverse(schedule, p, x_t, jnp.asarray(T), output)
+
     # Recovering x_0 divides by sqrt(alpha_bar), or by the small share of x_0 in the mean.
     condition = {"eps": 1 / np.sqrt(alpha_bar), "mean": 2 / from_x0}.get(prediction, 1.0)
     size = np.maximum(1.0, np.abs(estimate))
@@ -92,13 +96,25 @@ def test_eps_behind_a_prediction(prediction, jit):
         "mean": from_x0 * x_0 + np.sqrt(1 - beta) * (1 - before) / (1 - alpha_bar) * x_t,
     }[prediction]
     p = Parameterisation(prediction)
-    run = lambda x_t, given: eps_of(schedule, p, x_t, jnp.asarray(T), given)  # noqa: E731
+
+    def run(x_t, given):
+        return eps_of(schedule, p, x_t, jnp.asarray(T), given)
+
     found = (jax.jit(run) if jit else run)(jnp.float32(x_t), jnp.float32(given))
     # Taking x_0 away divides by sigma; finding x_0 in the mean first divides by its share there.
     condition = {"x0": 1 / np.sqrt(1 - alpha_bar)}.get(prediction, 1.0)
     if prediction == "mean":
         condition = 4 / (from_x0 * np.sqrt(1 - alpha_bar))
     assert (np.abs(found - eps) <= 1e-5 * np.maximum(condition, 1.0) * 4.0).all()
+    # The same behind a whole output, whose second half is about the variance.
+    p = Parameterisation(prediction, "learned_range")
+    whole = jnp.concatenate([jnp.float32(given), 9.0 * jnp.ones_like(found)], -1)
+    again = predicted_eps(schedule, p, jnp.float32(x_t), jnp.asarray(T), whole)
+    assert (np.abs(again - eps) <= 1e-5 * np.maximum(condition, 1.0) * 4.0).all()
+    half = predicted_eps(schedule, p, jnp.float32(x_t), jnp.asarray(T), jnp.float16(whole))
+    assert half.dtype == jnp.float32
+    with pytest.raises(UserError, match="must map"):
+        predicted_eps(schedule, p, jnp.float32(x_t), jnp.asarray(T), whole[..., :-1])
 
 
 @pytest.mark.parametrize("jit", [False, True])
@@ -120,7 +136,10 @@ def test_variances(jit):
     for variance, log_var in expected.items():
         p = Parameterisation("eps", variance)
         output = np.concatenate([0 * raw, raw], -1) if p.learns_variance else 0 * raw
-        run = lambda o, p=p: reverse(schedule, p, x_t, jnp.asarray(T), o)  # noqa: E731
+
+        def run(o, p=p):
+            return reverse(schedule, p, x_t, jnp.asarray(T), o)
+
         found = (jax.jit(run) if jit else run)(jnp.float32(output))
         np.testing.assert_allclose(found.log_var + 0 * raw, log_var, rtol=2e-6, atol=2e-6)
         # exp turns a rounding of the logarithm, up to 10 here, into a relative one.
@@ -175,7 +194,10 @@ def test_mistakes_are_named(make, says):
 
 def test_a_t_out_of_range_does_not_pass_for_its_neighbour():
     x = jnp.zeros((2, 3))
-    run = lambda t: reverse(linear(10), Parameterisation(), x, t, x)  # noqa: E731
+
+    def run(t):
+        return reverse(linear(10), Parameterisation(), x, t, x)
+
     assert np.isnan(jax.jit(run)(jnp.array([-1, 10])).mean).all()
     with pytest.raises(UserError, match="in 0..9; got 10"):
         run(jnp.array([9, 10]))

@@ -1,19 +1,20 @@
 """Files of published weights that fit and that do not; nothing here needs PyTorch."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from dreamjax.diffusion.schedule import cosine
 from dreamjax.errors import UserError
-from dreamjax.nets.adm import ADMConfig
-from dreamjax.priors.guided_diffusion import (
-    classifier_params,
-    load,
-    load_classifier,
-    unet_params,
-)
+from dreamjax.nets.adm import ADMConfig, imagenet
+from dreamjax.priors.guided_diffusion import GuidedDiffusion, load, load_classifier
+from dreamjax.priors.guided_diffusion_classifier import GuidedDiffusionClassifier
+from dreamjax.priors.sampling import Sampler
+from dreamjax.tasks.sample import Sample
 
 CONFIG = ADMConfig(
     8, channels=32, channel_mults=(1,), res_blocks=1, attention_sizes=(8,), heads=2, num_classes=5
@@ -86,8 +87,14 @@ def tensors():
     return drawn(UNET_SHAPES)
 
 
-def test_names_and_layouts(tensors):
-    params = unet_params(tensors, CONFIG)
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "unet.safetensors"
+
+
+def test_names_and_layouts(tensors, path):
+    save_file(tensors, path)
+    params = load(path, CONFIG)
     assert len(jax.tree.leaves(params)) == len(tensors)
     pairs = [
         (params["down_0_0"]["conv_in"]["kernel"], "input_blocks.1.0.in_layers.2.weight"),
@@ -166,23 +173,87 @@ def prefix(tensors):
         (prefix, f"and {2 * len(UNET_SHAPES) - 4} more$"),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(tensors, change, says):
+def test_tensors_that_do_not_fit_are_named(tensors, path, change, says):
     change(tensors)
+    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path)
     with pytest.raises(UserError, match=says) as error:
-        unet_params(tensors, CONFIG)
+        load(path, CONFIG)
+    assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_each_network_refuses_the_others_tensors(tensors):
+def test_each_network_refuses_the_others_tensors(tensors, path):
+    save_file(tensors, path)
     with pytest.raises(UserError, match="left over label_emb|missing out.2"):
-        classifier_params(tensors, CLASSIFIER, 7)
+        load_classifier(path, CLASSIFIER, 7)
+    save_file(drawn(CLASSIFIER_SHAPES), path)
     with pytest.raises(UserError, match=r"c_proj.weight is \[7, 32, 1\], not \[9, 32, 1\]"):
-        classifier_params(drawn(CLASSIFIER_SHAPES), CLASSIFIER, 9)
+        load_classifier(path, CLASSIFIER, 9)
+
+
+SMALL = dict(image_size=8, channels=32, channel_mults=(1,), res_blocks=1, noise="linear", steps=50)
+
+
+def test_pictures_are_drawn_with_such_weights_and_such_a_classifier(tensors, path, tmp_path):
+    save_file({name: 0.1 * value for name, value in tensors.items()}, path)
+    save_file(drawn(CLASSIFIER_SHAPES), tmp_path / "judge.safetensors")
+    prior = GuidedDiffusion(
+        weights=str(path), attention_sizes=(8,), heads=2, head_dim=0, split_qkv_first=False,
+        resblock_updown=False, num_classes=5, learns_variance=False, **SMALL,
+    )  # fmt: skip
+    assert prior.net.net == CONFIG and prior.classes == tuple("01234")
+    np.testing.assert_allclose(prior.schedule.betas[[0, -1]], [0.1 / 50, 20.0 / 50])
+    judge = GuidedDiffusionClassifier(
+        weights=str(tmp_path / "judge.safetensors"), attention_sizes=(), head_dim=16,
+        resblock_updown=False, num_classes=7, **SMALL,
+    )  # fmt: skip
+    sampler = Sampler(method="ancestral", steps=3, classifier_scale=1.0)
+    task = Sample(prior=prior, classifier=judge, prompts=("4",), per_prompt=2, sampler=sampler)
+    with pytest.raises(UserError, match="trained with another classes than the model"):
+        task.run(tmp_path / "run")
+    narrow = drawn(CLASSIFIER_SHAPES | layer("out.2.c_proj", 5, 32, 1))
+    save_file(narrow, tmp_path / "judge.safetensors")
+    judge = dataclasses.replace(judge, num_classes=5)
+    dataclasses.replace(task, classifier=judge).run(tmp_path / "run")
+    names = sorted(p.name for p in (tmp_path / "run" / "images").iterdir())
+    assert names == ["4-000.png", "4-001.png"]
+    with pytest.raises(UserError, match="no class '7'"):
+        dataclasses.replace(task, classifier=judge, prompts=("7",)).run(tmp_path / "other")
+
+
+def test_the_defaults_are_the_published_ones_of_64_pixels():
+    ours = GuidedDiffusion(weights="x").net
+    assert ours.net == dataclasses.replace(imagenet(64), dropout=0.0)
+    assert ours.variance == "learned_range" and ours.schedule == cosine(1000)
+    with pytest.raises(UserError, match="GuidedDiffusionClassifier needs weights"):
+        GuidedDiffusionClassifier().load()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (dict(image_size=0), "image_size is 0: expected at least 1"),
+        (dict(image_size=10**6), "image_size is 1000000"),
+        (dict(image_size=60), "must divide by 8"),
+        (dict(channels=10**9), "channels is 1000000000"),
+        (dict(channels=33), "must divide by 32"),
+        (dict(head_dim=7), "heads of 7 channels"),
+        (dict(channel_mults=()), "expected 1 to 8 factors"),
+        (dict(channel_mults=(1,) * 9), "expected 1 to 8 factors"),
+        (dict(res_blocks=-1), "res_blocks is -1"),
+        (dict(dtype="int8"), "dtype is 'int8'"),
+        (dict(noise="zzz"), "noise is 'zzz'"),
+        (dict(steps=1), "steps is 1"),
+    ],
+)
+def test_layouts_that_cannot_be(changes, says):
+    with pytest.raises(UserError, match=says) as error:
+        GuidedDiffusion(**changes)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("content", ["missing", "directory", "empty", "truncated", "no weights"])
-def test_a_file_that_cannot_be_read_is_named(content, tensors, tmp_path):
-    path = tmp_path / "unet.safetensors"
+def test_a_file_that_cannot_be_read_is_named(content, tensors, path):
     if content == "directory":
         path.mkdir()
     elif content == "truncated":
@@ -193,10 +264,3 @@ def test_a_file_that_cannot_be_read_is_named(content, tensors, tmp_path):
     with pytest.raises(UserError, match="cannot read weights") as error:
         load(path, CONFIG)
     assert "\n" not in str(error.value) and str(path) in str(error.value)
-
-
-def test_a_file_that_does_not_fit_is_named(tensors, tmp_path):
-    drop(tensors)
-    save_file(tensors, tmp_path / "unet.safetensors")
-    with pytest.raises(UserError, match="unet.safetensors .*missing out.2.bias"):
-        load(tmp_path / "unet.safetensors", CONFIG)

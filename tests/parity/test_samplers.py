@@ -41,7 +41,10 @@ def draws(key, ts):
     """What our samplers draw: the start, and the noise of the step from each t."""
     start, noise = jax.random.split(key)
     steps = {t: jax.random.normal(jax.random.fold_in(noise, t), SHAPE) for t in map(int, ts)}
-    tensor = lambda x: torch.tensor(np.asarray(x))  # noqa: E731
+
+    def tensor(x):
+        return torch.tensor(np.asarray(x))
+
     return tensor(jax.random.normal(start, SHAPE)), {t: tensor(x) for t, x in steps.items()}
 
 

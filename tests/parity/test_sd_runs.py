@@ -1,6 +1,9 @@
 """Whole runs on tiny published models: text to 3D, Dream Fields, pictures, scores."""
 
+import dataclasses
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import jax
@@ -8,11 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dreamjax.config import replaced
 from dreamjax.errors import UserError
+from dreamjax.export.glb import Glb
 from dreamjax.export.mesh import read_mesh
-from dreamjax.main import load_config
-from dreamjax.priors import stable_diffusion
-from dreamjax.tasks import dream, evaluate, sample
+from dreamjax.export.report import Report
+from dreamjax.export.surface import Surface
+from dreamjax.export.turntable import Turntable
+from dreamjax.export.views import Views
+from dreamjax.priors.stable_diffusion import StableDiffusion
+from dreamjax.priors.toybox import Toybox
+from dreamjax.scene.density import Blob, Density
+from dreamjax.scene.fields.mlp import Mlp
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
@@ -23,31 +33,37 @@ pytestmark = [
     pytest.mark.usefixtures("quick_compilation"),
     pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning"),
 ]
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-# A run small enough for a test; everything else is as the config has it.
-SMALL = dict(
-    steps=20,
-    steps_per_dispatch=5,
-    albedo_steps=10,
-    checkpoint_every=10,
-    render_size=((0.0, 16),),
-    field=dict(width=16, blocks=1, dtype="float32", blob_strength=6.0, density_bias=-2.0),
-    render=dict(samples=8, normal_samples=2),
-    export=dict(
-        views_size=16,
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def task_of(name, **changes):
+    """A config's task with values changed by their path, `__` for the dot."""
+    sys.path.insert(0, str(ROOT))
+    try:
+        task = importlib.import_module(f"configs.{name}").get_config()
+    finally:
+        sys.path.remove(str(ROOT))
+    return replaced(task, {path.replace("__", "."): value for path, value in changes.items()})
+
+
+def small(name, **changes):
+    """A dream small enough for a test; everything else is as the config has it."""
+    task = task_of(
+        name,
+        steps=20,
+        steps_per_dispatch=5,
+        checkpoint_every=10,
+        field=Mlp(width=16, blocks=1),
+        density=Density(bias=-2.0, blob=Blob(strength=6.0)),
+        renderer__samples=8,
+        renderer__normal_samples=2,
         preview_size=16,
-        video_frames=2,
-        video_size=16,
-        mesh=dict(resolution=24, max_faces=500),
-    ),
-)
-
-
-def config_of(name, **changes):
-    config = load_config(str(CONFIGS / name))
-    with config.ignore_type():
-        config.update(changes)
-    return config
+        surface=Surface(resolution=24, max_faces=500),
+        exports=(Views(16), Glb(), Turntable(2, 16), Report()),
+        **changes,
+    )
+    phases = tuple(dataclasses.replace(phase, size=16) for phase in task.phases)
+    return dataclasses.replace(task, phases=phases)
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +93,10 @@ def clip(tmp_path_factory):
 @pytest.fixture(scope="module")
 def dreamt(model, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("dreams") / "a-red-ball"
-    settings = dict(weights=model, latent_share=0.25, perp_neg=1.0, clip_residual=50.0)
-    config = config_of("sd15.py", prompt="a red ball", **settings, **SMALL)
-    config.prior = dict(dtype="float32", remat=True, fused=False)
-    dream.run(config, workdir)
+    prior = StableDiffusion(weights=model, dtype="float32", remat=True, interpolate_views=True)
+    task = small("sd15", prompt="a red ball", prior=prior, objective__perp_neg=1.0)
+    assert task.phases[0].cheap and not task.phases[-1].cheap
+    task.run(workdir)
     return workdir
 
 
@@ -90,56 +106,69 @@ def test_a_dream_with_its_mesh_and_report(dreamt):
     rows = [json.loads(line) for line in (dreamt / "metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(row["grad_norm"]) and row["grad_norm"] > 0 for row in rows)
     assert rows[-1]["skipped"] == 0
-    scene = dream.load_scene(dreamt)[1]
-    assert scene.mlp_background
 
 
 def test_pictures(model, tmp_path):
-    config = config_of("sd_sample.py", weights=model, prompts=("a red ball",), per_prompt=1)
-    config.sampler.steps = "4"
-    sample.run(config, tmp_path / "drawn")
+    task = task_of(
+        "sd_sample",
+        prior__weights=model,
+        prompts=("a red ball",),
+        per_prompt=1,
+        sampler__steps=4,
+    )
+    task.run(tmp_path / "drawn")
     drawn = np.asarray(Image.open(tmp_path / "drawn" / "images" / "a_red_ball-000.png"))
     assert drawn.shape == (64, 64, 3) and drawn.std() > 10
     # From that picture: near what the autoencoder makes of it where little noise is added, and far
     # from it where it is nearly all noise.
     Image.fromarray(drawn).resize((96, 96)).save(tmp_path / "given.png")
     rgb = np.asarray(Image.open(tmp_path / "given.png").resize((64, 64)), np.float32) / 255
-    prior, params = stable_diffusion.load(model)
+    params = task.prior.load()
     # The encoder draws as the task's does: random weights give it a wide distribution.
-    latent = prior.encode(params, rgb[None], jax.random.split(jax.random.key(1))[1])
-    plain = prior.decode(params, latent)[0]
+    latent = task.prior.encode(params, rgb[None], jax.random.split(jax.random.key(1))[1])
+    plain = task.prior.decode(params, latent)[0]
     far = []
     for start in (0.05, 1.0):
-        config.image, config.start = str(tmp_path / "given.png"), start
-        config.seed = 1
-        config.sampler.steps = "20"
-        sample.run(config, tmp_path / f"from_{start}")
-        again = Image.open(tmp_path / f"from_{start}" / "images" / "a_red_ball-000.png")
-        far.append(np.abs(np.asarray(again) / 255 - plain).mean())
+        again = replaced(
+            task,
+            {
+                "image": str(tmp_path / "given.png"),
+                "start": start,
+                "seed": 1,
+                "sampler.steps": "20",
+            },
+        )
+        again.run(tmp_path / f"from_{start}")
+        found = Image.open(tmp_path / f"from_{start}" / "images" / "a_red_ball-000.png")
+        far.append(np.abs(np.asarray(found) / 255 - plain).mean())
     assert far[0] < 0.5 * far[1]
 
 
 def test_dream_fields(clip, tmp_path):
-    config = config_of("dream_fields.py", prompt="a red ball", weights=clip, **SMALL)
-    config.render.chunk = 0
-    dream.run(config, tmp_path / "run")
+    task = small("dream_fields", prompt="a red ball", prior__weights=clip)
+    task.run(tmp_path / "run")
     assert len(read_mesh(tmp_path / "run" / "mesh.glb").faces) > 10
-    config.weights = ""
-    with pytest.raises(UserError, match="dream_fields needs CLIP"):
-        dream.run(config, tmp_path / "other")
+    with pytest.raises(UserError, match="Clip needs weights"):
+        replaced(task, {"prior.weights": ""}).run(tmp_path / "other")
+    with pytest.raises(UserError):  # no features of images
+        dataclasses.replace(task, prior=Toybox()).run(tmp_path / "other")
 
 
 def test_r_precision(dreamt, clip, tmp_path):
     captions = tmp_path / "captions.txt"
     captions.write_text("A red ball.\na blue cube\na green tree\n")
-    config = config_of("r_precision.py")
-    config.eval.update(dreams=str(dreamt.parent), prompts=str(captions), clip_size=16)
-    config.eval.clips = (clip,)
-    evaluate.run(config, tmp_path / "scores")
+    task = task_of(
+        "r_precision",
+        dreams__folder=str(dreamt.parent),
+        retrieval__captions=str(captions),
+        retrieval__clips=(clip,),
+        retrieval__size=16,
+    )
+    task.run(tmp_path / "scores")
     found = json.loads((tmp_path / "scores" / "scores.json").read_text())["r_precision"]
     assert [row["clip"] for row in found] == [clip]
     text = (tmp_path / "scores" / "scores.md").read_text()
     assert "1 prompts among 3 captions, 1 runs (seeds a prompt: 1) of 8 azimuths" in text
     captions.write_text("a blue cube\na green tree\n")
     with pytest.raises(UserError, match="'a red ball' is not in the list"):
-        evaluate.run(config, tmp_path / "none")
+        task.run(tmp_path / "none")

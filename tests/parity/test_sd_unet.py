@@ -106,7 +106,9 @@ def flavour(request, tmp_path_factory):
     return config, params, nhwc(out)
 
 
-@pytest.mark.parametrize(("dtype", "remat"), [("float32", True), ("bfloat16", False)])
+@pytest.mark.parametrize(
+    ("dtype", "remat"), [("float32", True), ("float16", False), ("bfloat16", False)]
+)
 def test_the_output_agrees_with_diffusers(flavour, dtype, remat):
     config, params, wanted = flavour
     net = SDUNet(dataclasses.replace(config, dtype=dtype, remat=remat))

@@ -46,7 +46,7 @@ TINY = {
     "scaling_factor": 0.3,
     "up_block_types": ["UpDecoderBlock2D"] * 2,
 }
-PRECISIONS = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+PRECISIONS = pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 
 
 def wanted_shapes(net, shape=(1, 16, 16, 3)):

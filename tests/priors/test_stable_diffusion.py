@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from dreamjax.errors import UserError
-from dreamjax.priors import clip, stable_diffusion
+from dreamjax.priors import stable_diffusion
+from dreamjax.priors.base import Prompt
+from dreamjax.priors.clip import Clip
+from dreamjax.priors.stable_diffusion import StableDiffusion
 
 INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
 FILES = {
@@ -38,11 +41,13 @@ def write(folder, **changes):
 
 def test_everything_is_read_from_the_folder(tmp_path):
     write(tmp_path)
-    prior = stable_diffusion.describe(tmp_path, "bfloat16", remat=True, fused=True)
-    assert (prior.image_size, prior.shape, prior.prediction) == (768, (96, 96, 4), "v")
-    assert prior.text.num_hidden_layers == 23
-    assert prior.unet.dtype == prior.vae.dtype == "bfloat16" and prior.text.dtype == "float32"
-    assert prior.unet.remat and prior.vae.remat and prior.unet.fused
+    prior = StableDiffusion(weights=str(tmp_path), dtype="bfloat16", remat=True, fused=True)
+    net = prior.net
+    assert (prior.image_size, prior.shape) == (768, (96, 96, 4))
+    assert prior.parameterisation == net.parameterisation and net.prediction == "v"
+    assert net.text.num_hidden_layers == 23
+    assert net.unet.dtype == net.vae.dtype == "bfloat16" and net.text.dtype == "float32"
+    assert net.unet.remat and net.vae.remat and net.unet.fused
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     np.testing.assert_allclose(prior.schedule.alpha_bar, np.cumprod(1 - betas), rtol=1e-6)
     changed = {**FILES[SCHEDULER], "rescale_betas_zero_snr": True}
@@ -67,18 +72,62 @@ def test_everything_is_read_from_the_folder(tmp_path):
 )
 def test_another_models_folder(tmp_path, name, content, says):
     with pytest.raises(UserError, match=says):
-        stable_diffusion.load(write(tmp_path, **{name: content}))
+        StableDiffusion(weights=write(tmp_path, **{name: content})).load()
 
 
 def test_a_clip_is_no_stable_diffusion_and_the_other_way_round(tmp_path):
     with pytest.raises(UserError, match="cannot read .*config.json: .*No such file"):
-        clip.load(write(tmp_path))
+        Clip(weights=write(tmp_path)).load()
     (tmp_path / INDEX).unlink()
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
     with pytest.raises(UserError, match="cannot read .*model_index.json: .*No such file"):
-        stable_diffusion.load(str(tmp_path))
+        StableDiffusion(weights=str(tmp_path)).load()
 
 
-def test_half_precision_by_a_name_that_there_is(tmp_path):
-    with pytest.raises(UserError, match="dtype is 'float16': expected one of float32, bfloat16"):
-        stable_diffusion.load(write(tmp_path), "float16")
+def test_settings_that_cannot_be():
+    with pytest.raises(UserError, match="dtype is 'zzz': expected one of 'float32', 'bfloat16'"):
+        StableDiffusion(dtype="zzz")
+    with pytest.raises(UserError, match="fused attention is for half precision"):
+        StableDiffusion(fused=True)
+    assert StableDiffusion(fused=True, dtype="float16").fused
+
+
+def test_missing_weights_are_told_as_that():
+    says = (
+        "StableDiffusion needs weights: name a folder or a repository id, as "
+        "--config.prior.weights=stable-diffusion-v1-5/stable-diffusion-v1-5"
+    )
+    for ask in (StableDiffusion().load, lambda: StableDiffusion().schedule):
+        with pytest.raises(UserError) as error:
+            ask()
+        assert str(error.value) == says
+    with pytest.raises(UserError, match="Clip needs weights: .*--config.prior.weights=openai/clip"):
+        Clip().load()
+
+
+@pytest.mark.parametrize("prior", [StableDiffusion(), Clip()])
+@pytest.mark.parametrize("prompt", ["", "!!!", "🦊"])
+def test_a_prompt_without_a_word(prior, prompt):
+    """Told before anything of the model is asked for."""
+    with pytest.raises(UserError, match="has no word in it"):
+        prior.embed({}, Prompt(prompt))
+
+
+def test_clip_has_nothing_to_guide_away_from():
+    with pytest.raises(UserError, match="negative_prompt is set, but CLIP has no guidance"):
+        Clip().embed({}, Prompt("a ball", "a cube"))
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("~nouser/x", "home directory"),
+        ("x" * 5000, r"\(5000 characters\)"),
+        ("no such folder", "neither a folder nor a repository id"),
+    ],
+)
+@pytest.mark.parametrize("cls", [StableDiffusion, Clip])
+def test_a_folder_that_cannot_be(cls, path, says):
+    with pytest.raises(UserError, match=says) as error:
+        cls(weights=path).load()
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dreamjax.nets import text
+
 
 def group_norm(groups: int, eps: float, name: str) -> nn.GroupNorm:
     """Group normalisation in float32."""
@@ -30,6 +32,8 @@ def attend(
     """
     size = q.shape[-1]
     kernel = "cudnn" if fused and size <= 128 and size % 8 == 0 else None
+    if kernel is None and q.dtype == jnp.float16:  # JAX's own asks CPUs for what they have not
+        return text.attend(q, k, v)
     return jax.nn.dot_product_attention(q, k, v, implementation=kernel)
 
 

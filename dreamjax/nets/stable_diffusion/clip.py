@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dreamjax.nets.stable_diffusion.settings import number, refused, whole
+from dreamjax.nets.stable_diffusion.settings import number, refused, whole, wholes_of
 
 # Configs older than 2023 name this as the end token, which it is not.
 LEGACY_END = 2
@@ -61,7 +61,7 @@ class CLIPTextConfig:
         names = ("vocab_size", "max_position_embeddings", "eos_token_id")
         return cls(
             **_common(cls, given),
-            **{name: whole(given, name, getattr(cls, name)) for name in names},
+            **wholes_of(cls, given, names),
         )
 
 
@@ -92,7 +92,7 @@ class CLIPVisionConfig:
         names = ("image_size", "patch_size")
         config = cls(
             **_common(cls, given),
-            **{name: whole(given, name, getattr(cls, name)) for name in names},
+            **wholes_of(cls, given, names),
         )
         if config.patch_size > config.image_size:
             raise refused("patch_size", config.patch_size, "no patch larger than the image")
@@ -135,7 +135,7 @@ def _check_type(given: Mapping[str, Any], model_type: str) -> None:
 def _common(cls, given: Mapping[str, Any]) -> dict[str, Any]:
     """What both towers' configs say."""
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    found = {name: whole(given, name, getattr(cls, name)) for name in names}
+    found = wholes_of(cls, given, names)
     if found["hidden_size"] % found["num_attention_heads"]:
         right = f"heads of one size, and {found['hidden_size']} channels"
         raise refused("num_attention_heads", found["num_attention_heads"], right)
@@ -181,6 +181,8 @@ class Attention(nn.Module):
 
         heads = (*x.shape[:-1], config.num_attention_heads, -1)
         q, k, v = (dense(f"{letter}_proj")(x).reshape(heads) for letter in "qkv")
+        if q.dtype == jnp.float16:  # CPUs lack the product that JAX asks for
+            q, k, v = (a.astype(jnp.float32) for a in (q, k, v))
         attended = jax.nn.dot_product_attention(q, k, v, is_causal=self.causal)
         return dense("out_proj")(attended.reshape(x.shape))
 

@@ -39,6 +39,11 @@ def whole(given: Mapping[str, Any], key: str, default: int) -> int:
     return value
 
 
+def wholes_of(cls: type, given: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    """`whole` by key, whose defaults are those of the config `cls`; raises UserError."""
+    return {key: whole(given, key, getattr(cls, key)) for key in keys}
+
+
 def wholes(given: Mapping[str, Any], key: str, default: Collection[int]) -> tuple[int, ...]:
     """The positive whole numbers listed under `key`; raises UserError for anything else."""
     value = given.get(key, default)

@@ -117,7 +117,7 @@ class SDUNetConfig:
         if not isinstance(heads, list | tuple):
             heads = [heads] * len(widths)
         return cls(
-            **{name: settings.whole(given, name, getattr(cls, name)) for name in WHOLES},
+            **settings.wholes_of(cls, given, WHOLES),
             block_out_channels=widths,
             attends=tuple(name == "CrossAttnDownBlock2D" for name in types),
             heads=settings.wholes({"attention_head_dim": heads}, "attention_head_dim", ()),

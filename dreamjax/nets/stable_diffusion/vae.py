@@ -80,7 +80,7 @@ class VAEConfig:
         }
         settings.refuse_others(given, READ, FIXED | levels)
         return cls(
-            **{name: settings.whole(given, name, getattr(cls, name)) for name in WHOLES},
+            **settings.wholes_of(cls, given, WHOLES),
             block_out_channels=widths,
             layers_per_block=settings.whole(given, "layers_per_block", 1),
             scaling_factor=settings.number(given, "scaling_factor", cls.scaling_factor),
