@@ -1,29 +1,28 @@
 """Dream Fields' objective against float64 NumPy, and with a tiny CLIP against differences."""
 
 import functools
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamjax.distill.dream_fields import (
-    DreamFieldsConfig,
-    DreamFieldsParams,
-    dream_fields_params,
-    make_dream_fields,
-)
-from dreamjax.distill.views import Views
+from dreamjax.clock import Clock
+from dreamjax.distill.dream_fields import DreamFields
+from dreamjax.distill.objective import Frozen
 from dreamjax.errors import UserError
 from dreamjax.nets.stable_diffusion.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
-from dreamjax.priors.clip import Clip
+from dreamjax.priors.base import Prompt
+from dreamjax.priors.clip import MEAN, STD, Clip
 from dreamjax.scene.camera import orbit
+from dreamjax.scene.views import Views
+from dreamjax.settings import settings
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 KEY = jax.random.key(3)
 SIZE, SEEN = 12, 16  # of renderings, and of what the network sees
-CONFIG = DreamFieldsConfig(crop=(0.5, 0.9))
+SETTINGS = DreamFields(crop=(0.5, 0.9))
+NOW = Clock(0, 1)
 
 
 class Linear:
@@ -31,11 +30,14 @@ class Linear:
 
     image_size = SEEN
 
-    def __init__(self):
-        self.shown = []
+    def __init__(self, params=None):
+        self.shown, self.params = [], params
 
-    def embed(self, params, prompts):
-        return jnp.stack([params["words"]["ab".index(prompt)] for prompt in prompts])
+    def load(self):
+        return self.params
+
+    def embed(self, params, prompt):
+        return params["words"]["ab".index(prompt.text)]
 
     def image_features(self, params, rgb):
         self.shown.append(rgb)
@@ -48,7 +50,7 @@ class Linear:
 def make_views(index):
     index = jnp.asarray(index)
     camera = jax.vmap(lambda i: orbit(30.0 * i, 0.0, 3.0, 1.2))(index)
-    return Views(camera, index, jnp.zeros(len(index)))
+    return Views(camera, index, jnp.zeros(len(index)), jnp.zeros(len(index)))
 
 
 def unit(x):
@@ -61,27 +63,27 @@ def params():
     words = unit(rng.standard_normal((2, 5)))
     matrix = rng.standard_normal((SEEN * SEEN * 3, 5))
     network = {"words": jnp.float32(words), "matrix": jnp.float32(matrix)}
-    return dream_fields_params(Linear(), network, " b ")
+    return DreamFields().load(Linear(network), Prompt("b"))
 
 
 @functools.cache
 def compiled(config):
     def value(rgb, params, views, key):
         network = Linear()
-        loss, metrics = make_dream_fields(network, config)(params, rgb, views, key, 0)
-        return loss, (metrics, network.shown[-1])
+        losses = config.loss(network, params, {}, rgb, views, key, NOW, False)
+        return losses.scene, (losses.metrics, network.shown[-1])
 
     return jax.jit(jax.value_and_grad(value, has_aux=True))
 
 
-def run(rgb, params, views, key=KEY, config=CONFIG):
+def run(rgb, params, views, key=KEY, config=SETTINGS):
     """Loss, its gradient in rgb, and what the network was shown."""
     (loss, (metrics, shown)), gradient = compiled(config)(jnp.float32(rgb), params, views, key)
     assert set(metrics) == {"loss"} and metrics["loss"] == loss
     return loss, gradient, np.float64(shown)
 
 
-def places(views, key=KEY, config=CONFIG, params=None):
+def places(views, key=KEY, config=SETTINGS, params=None):
     """Corner (row, column) and side in pixels of every crop, read off pictures of coordinates."""
     row, column = np.meshgrid(np.arange(SIZE), np.arange(SIZE), indexing="ij")
     picture = np.stack([row, column, np.ones((SIZE, SIZE))], -1) / SIZE
@@ -108,7 +110,7 @@ def test_loss_and_gradient_against_numpy(params):
     corner, side = places(views, params=params)
     loss, gradient, _ = run(rgb, params, views)
 
-    text, matrix = np.float64(params.text), np.float64(params.clip["matrix"])
+    text, matrix = np.float64(params.embedded), np.float64(params.params["matrix"])
     expected, cosines = np.zeros_like(rgb), []
     for i in range(4):
         down, across = (interpolation(c, side[i]) for c in corner[i])
@@ -125,7 +127,7 @@ def test_loss_and_gradient_against_numpy(params):
 
 
 def test_crops_are_drawn_inside_of_the_picture_and_in_range(params):
-    config = DreamFieldsConfig(crop=(0.5, 0.75))
+    config = DreamFields(crop=(0.5, 0.75))
     corner, side = places(make_views(range(400)), config=config, params=params)
     share = side / SIZE
     assert share.min() >= 0.5 - 1e-4 and share.max() <= 0.75 + 1e-4
@@ -139,13 +141,13 @@ def test_crops_are_drawn_inside_of_the_picture_and_in_range(params):
 
 
 def test_the_paper_always_crops_as_much(params):
-    _, side = places(make_views([0, 1]), config=DreamFieldsConfig(), params=params)
+    _, side = places(make_views([0, 1]), config=DreamFields(), params=params)
     np.testing.assert_allclose(side, SIZE * 154 / 168, rtol=1e-3)
 
 
 def test_the_whole_picture_is_no_crop(params):
     rgb = np.random.default_rng(2).uniform(size=(1, SEEN, SEEN, 3))
-    shown = run(rgb, params, make_views([0]), config=DreamFieldsConfig(2, (1.0, 1.0)))[2]
+    shown = run(rgb, params, make_views([0]), config=DreamFields((1.0, 1.0)))[2]
     np.testing.assert_allclose(shown, rgb, atol=1e-5)
 
 
@@ -176,38 +178,54 @@ def test_halves_average_to_the_whole(params):
 
 def test_the_prompt_decides_and_params_get_no_gradient(params):
     rgb = np.random.default_rng(5).uniform(size=(1, SIZE, SIZE, 3))
-    objective = make_dream_fields(Linear(), CONFIG)
     views = make_views([0])
-    value = lambda params: objective(params, jnp.float32(rgb), views, KEY, 0)[0]  # noqa: E731
+
+    def value(frozen):
+        losses = SETTINGS.loss(Linear(), frozen, {}, jnp.float32(rgb), views, KEY, NOW, False)
+        return losses.scene
+
     for gradient in jax.tree.leaves(jax.grad(value)(params)):
         np.testing.assert_array_equal(gradient, 0.0)
-    other = dream_fields_params(Linear(), params.clip, "a")
+    other = DreamFields().load(Linear(params.params), Prompt("a"))
     assert abs(value(other) - value(params)) > 1e-2
+
+
+WIDTHS = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+
+
+@settings
+class TinyClip(Clip):
+    """A CLIP without files."""
+
+    @property
+    def config(self):
+        """Of tiny networks."""
+        text = CLIPTextConfig(vocab_size=9, max_position_embeddings=4, **WIDTHS)
+        vision = CLIPVisionConfig(image_size=SEEN, patch_size=4, **WIDTHS)
+        return CLIPConfig(text, vision, projection_dim=6)
+
+    @property
+    def normalisation(self):
+        """The usual one."""
+        return MEAN, STD
 
 
 @pytest.fixture(scope="module")
 def clip():
-    widths = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
-    config = CLIPConfig(
-        CLIPTextConfig(vocab_size=9, max_position_embeddings=4, **widths),
-        CLIPVisionConfig(image_size=SEEN, patch_size=4, **widths),
-        projection_dim=6,
-    )
+    network = TinyClip()
     images, ids = jnp.zeros((1, SEEN, SEEN, 3)), jnp.zeros((1, 4), jnp.int32)
-    params = jax.jit(CLIP(config).init)(jax.random.key(1), images, ids)["params"]
-    return Clip(config, Path("nowhere")), params
+    return network, jax.jit(CLIP(network.config).init)(jax.random.key(1), images, ids)["params"]
 
 
 def test_with_clip_the_gradient_is_the_difference_and_leads_uphill(clip):
     network, clip_params = clip
     target = jax.random.normal(jax.random.key(2), (6,))
-    params = DreamFieldsParams(clip_params, target / jnp.linalg.norm(target))
-    objective = make_dream_fields(network, CONFIG)
+    frozen = Frozen(clip_params, target / jnp.linalg.norm(target))
     views = make_views([0, 1])
 
     @jax.jit
     def value(rgb):
-        return objective(params, rgb, views, KEY, 0)[0]
+        return SETTINGS.loss(network, frozen, {}, rgb, views, KEY, NOW, False).scene
 
     gradient_of = jax.jit(jax.value_and_grad(value))
     rng = np.random.default_rng(6)
@@ -227,20 +245,14 @@ def test_with_clip_the_gradient_is_the_difference_and_leads_uphill(clip):
 
 
 @pytest.mark.parametrize(
-    "settings, says",
+    "crop, says",
     [
-        (dict(crops=0), "crops must be at least 1; got 0"),
-        (dict(crop=(0.0, 1.0)), "crop must be"),
-        (dict(crop=(0.9, 0.8)), r"got \(0.9, 0.8\)"),
-        (dict(crop=(0.5, 1.1)), "crop must be"),
-        (dict(crop=(0.5,)), "crop must be"),
+        ((0.0, 1.0), r"crop\[0\] is 0.0: expected above 0"),
+        ((0.9, 0.8), r"crop is \(0.9, 0.8\): expected the first not above"),
+        ((0.5, 1.1), r"crop\[1\] is 1.1: expected above 0 and at most 1"),
+        ((0.5,), "crop is"),
     ],
 )
-def test_settings_that_cannot_be_meant(settings, says):
+def test_settings_that_cannot_be_meant(crop, says):
     with pytest.raises(UserError, match=says):
-        DreamFieldsConfig(**settings)
-
-
-def test_an_empty_prompt(params):
-    with pytest.raises(UserError, match="the prompt is empty"):
-        dream_fields_params(Linear(), params.clip, "  ")
+        DreamFields(crop=crop)
