@@ -1,6 +1,6 @@
 """The probe: reads kind, colours and view word from a picture of a toybox object.
 
-It is trained on ground-truth renders (`task = train_probe`) and ships with the package as float16
+It is trained on ground-truth renders (`tasks.train_probe`) and ships with the package as float16
 safetensors. What it scores on fresh renders is the ceiling of what it can say about anything else;
 the file's metadata hold it, with the names of the classes that the numbers stand for.
 """
@@ -9,7 +9,7 @@ import json
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,16 +18,18 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dreamjax import weights
 from dreamjax.errors import UserError
-from dreamjax.evaluate.prompts import has_second
+from dreamjax.evaluate.prompts import Meaning, has_second
 from dreamjax.evaluate.scores import Count, accuracy
 from dreamjax.nets.probe import Probe, ProbeConfig
-from dreamjax.scene.camera import VIEW_WORDS
+from dreamjax.scene.views import VIEW_WORDS
 from dreamjax.toybox.draw import COLOR_NAMES
 from dreamjax.toybox.kinds import KINDS
 
 FORMAT = "dreamjax-probe-1"
 SIZE = 32
 CHUNK = 256
+# Kinds whose view is read right this often from ground truth have sides that can be told apart.
+TELLABLE = 0.75
 CLASSES = {
     "kind": tuple(kind.name for kind in KINDS),
     "first": COLOR_NAMES,
@@ -76,7 +78,7 @@ def logits(
     config: ProbeConfig, params: PyTree, rgb: Float[Array, "n s s 3"]
 ) -> tuple[Float[Array, "n _"], ...]:
     """The heads' outputs, in the order of `CLASSES`, for pictures of `SIZE` pixels in [0, 1]."""
-    return Probe(config).apply({"params": params}, rgb)
+    return cast(tuple[Array, ...], Probe(config).apply({"params": params}, rgb))
 
 
 def save(path: str | Path, probe: Shipped) -> None:
@@ -91,15 +93,19 @@ def save(path: str | Path, probe: Shipped) -> None:
     weights.save(path, metadata, probe.params)
 
 
+def shipped() -> Path:
+    """The weights file in the package."""
+    return Path(str(resources.files("dreamjax.evaluate") / "weights" / "probe.safetensors"))
+
+
 @cache
-def load(path: str | Path | None = None) -> Shipped:
+def load(path: str | Path = "") -> Shipped:
     """Read a probe with its float32 parameters; without a path, the one that ships.
 
     Raises UserError for a file that is missing, damaged or not a probe's, and for a probe of
     another toybox (kinds, colours or view words differ).
     """
-    if path is None:
-        path = resources.files("dreamjax.evaluate") / "weights" / "probe.safetensors"
+    path = path or shipped()
     metadata, tensors = weights.read(path, FORMAT)
     known = json.loads(metadata["classes"])
     for head, names in CLASSES.items():
@@ -116,7 +122,7 @@ def load(path: str | Path | None = None) -> Shipped:
     return Shipped(config, params, json.loads(metadata["report"]))
 
 
-def shrink(images: Float[np.ndarray, "n h w 3"]) -> Float[Array, "n s s 3"]:
+def shrink(images: Float[Array | np.ndarray, "n h w 3"]) -> Float[Array, "n s s 3"]:
     """Pictures at the probe's size: block means where it divides theirs, else antialiased."""
     n, height, width, _ = images.shape
     images = jnp.asarray(images, jnp.float32)
@@ -126,10 +132,21 @@ def shrink(images: Float[np.ndarray, "n h w 3"]) -> Float[Array, "n s s 3"]:
     return jax.image.resize(images, (n, SIZE, SIZE, 3), "linear", antialias=True)
 
 
+def tellable(probe: Shipped, kind: int) -> bool:
+    """Whether the probe can tell the sides of this kind apart in ground truth."""
+    right, of = probe.report["view_by_kind"][CLASSES["kind"][kind]]
+    return right >= TELLABLE * of
+
+
+def labels_of(meanings: list[Meaning], views: Int[np.ndarray, " n"]) -> Labels:
+    """What the probe should read from pictures of these meanings and views."""
+    return Labels._make([*(np.array(column) for column in zip(*meanings, strict=True)), views])
+
+
 _logits = jax.jit(logits, static_argnums=0)
 
 
-def read(images: Float[np.ndarray, "n h w 3"], probe: Shipped | None = None) -> Reading:
+def read(images: Float[Array | np.ndarray, "n h w 3"], probe: Shipped | None = None) -> Reading:
     """Probabilities for pictures in [0, 1] of any size; without a probe, the shipped one's."""
     probe = probe or load()
     parts = []

@@ -42,12 +42,13 @@ class Row(NamedTuple):
 
 
 def read_captions(text: str) -> list[str]:
-    """The captions in a prompts file, one a line.
+    """The captions in a prompts file, one a line; lines that begin with # are comments.
 
     Raises UserError where there are fewer than two, and for one that is there twice: it could not
     be told from itself.
     """
-    captions = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines()]
+    captions = [line for line in lines if line and not line.startswith("#")]
     if len(captions) < 2:
         raise UserError(f"the list holds {len(captions)} captions; retrieval needs two or more")
     seen = set()

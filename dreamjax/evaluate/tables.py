@@ -1,12 +1,13 @@
 """Scores as Markdown: what was measured, beside its ceiling, with counts."""
 
+import textwrap
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
 from dreamjax.evaluate.scores import Count, total
-from dreamjax.scene.camera import VIEW_WORDS
+from dreamjax.scene.views import VIEW_WORDS
 
 SPLITS = (("trained", False), ("held-out", True))
 HEADS = {
@@ -101,3 +102,13 @@ def view_table(
             cells = (f"{g}/{got.sum()} ({b:.0f} %)" for g, b in zip(got, shares, strict=True))
             lines.append(f"| {word} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def not_scored(lines: list[str]) -> list[str]:
+    """A list of `lines`, of what has no score, or nothing."""
+    return ["Not scored:\n\n" + "\n".join(f"- {line}" for line in lines)] if lines else []
+
+
+def filled(text: str) -> str:
+    """A paragraph of lines of at most 100 characters."""
+    return textwrap.fill(" ".join(text.split()), 100)

@@ -1,4 +1,4 @@
-"""Ground-truth renders to hold samples and dreams against: same object, same view, fresh draws."""
+"""Ground-truth renders to compare samples and dreams with: same object, same view, fresh draws."""
 
 import dataclasses
 from functools import partial
@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from dreamjax.scene.background import Backdrop, sample_backdrop
-from dreamjax.scene.camera import Camera, CameraConfig, sample_camera, view_index
-from dreamjax.scene.shading import Shading, ShadingConfig, sample_shading
-from dreamjax.toybox.draw import ToyboxConfig, build_shape, draw_palette
+from dreamjax.scene.backgrounds.backdrops import Backdrop, sample_backdrop
+from dreamjax.scene.camera import Camera, Cameras, sample_camera
+from dreamjax.scene.shading import Light, Shading, sample_shading
+from dreamjax.scene.views import view_index
+from dreamjax.toybox.draw import Draws, build_shape, draw_palette
 from dreamjax.toybox.render import Picture, render
 
 SIZE = 32
@@ -35,30 +36,30 @@ class Taking(NamedTuple):
     backdrop: Backdrop
 
 
-def colored(look: ShadingConfig) -> ShadingConfig:
+def colored(light: Light) -> Light:
     """The same mixture of albedo and shaded looks, without the textureless ones."""
-    kept = 1.0 - look.shaded * look.textureless
-    shaded = look.shaded * (1.0 - look.textureless) / kept
-    return dataclasses.replace(look, shaded=shaded, textureless=0.0)
+    kept = 1.0 - light.shaded * light.textureless
+    shaded = light.shaded * (1.0 - light.textureless) / kept
+    return dataclasses.replace(light, shaded=shaded, textureless=0.0)
 
 
-def camera_seeing(key: Key[Array, ""], view: Int[Array, ""], config: CameraConfig) -> Camera:
+def camera_seeing(key: Key[Array, ""], view: Int[Array, ""], cameras: Cameras) -> Camera:
     """A random camera of those that see the object from the view with this index."""
     keys = jax.random.split(key, _TRIES)
-    cameras = jax.vmap(lambda k: sample_camera(k, config))(keys)
-    first = jnp.argmax(view_index(cameras.azimuth, cameras.elevation) == view)
-    return jax.tree.map(lambda leaf: leaf[first], cameras)
+    drawn = jax.vmap(lambda k: sample_camera(k, cameras))(keys)
+    first = jnp.argmax(view_index(drawn.azimuth, drawn.elevation) == view)
+    return jax.tree.map(lambda leaf: leaf[first], drawn)
 
 
-@partial(jax.jit, static_argnames="config")
-def takings_of_views(key: Key[Array, ""], views: Int[Array, " n"], config: ToyboxConfig) -> Taking:
-    """Random cameras that see each of the `views`, with lights and backdrops as `config` says."""
-    look = colored(config.shading)
+@partial(jax.jit, static_argnames="draws")
+def takings_of_views(key: Key[Array, ""], views: Int[Array, " n"], draws: Draws) -> Taking:
+    """Random cameras that see each of the `views`, with lights and backdrops as `draws` says."""
+    light = colored(draws.light)
 
     def one(key, view):
         keys = jax.random.split(key, 3)
-        camera = camera_seeing(keys[0], view, config.camera)
-        shading = sample_shading(keys[1], camera.position, config.light, look)
+        camera = camera_seeing(keys[0], view, draws.cameras)
+        shading = sample_shading(keys[1], camera.position, light)
         return Taking(camera, shading, sample_backdrop(keys[2]))
 
     return jax.vmap(one)(jax.random.split(key, len(views)), views)
@@ -70,7 +71,8 @@ def _pictures(keys, kind, colors, taking, size):
         key, kind, colors, taking = args
         key_shape, key_palette = jax.random.split(key)
         shape, palette = build_shape(key_shape, kind), draw_palette(key_palette, colors)
-        return render(shape, palette, *taking, size)
+        camera, shading, backdrop = taking
+        return render(shape, palette, camera, shading, backdrop, size)
 
     return jax.lax.map(one, (keys, kind, colors, taking))
 
@@ -78,10 +80,11 @@ def _pictures(keys, kind, colors, taking, size):
 def pictures(keys: Key[Array, " n"], subject: Subject, taking: Taking, size: int = SIZE) -> Picture:
     """N ground-truth pictures; a key draws an object's proportions and shades."""
     given = (keys, jnp.asarray(subject.kind), jnp.asarray(subject.colors), taking)
-    drawn = []
-    for start in range(0, len(keys), CHUNK):
+
+    def chunk(start: int) -> Picture:
         # The last chunk is filled up with the last picture: one shape, compiled once.
         rows = np.minimum(np.arange(start, start + CHUNK), len(keys) - 1)
-        chunk = jax.tree.map(lambda leaf: leaf[rows], given)  # noqa: B023
-        drawn.append(jax.device_get(_pictures(*chunk, size)))
+        return jax.device_get(_pictures(*jax.tree.map(lambda leaf: leaf[rows], given), size))
+
+    drawn = [chunk(start) for start in range(0, len(keys), CHUNK)]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(keys)], *drawn)

@@ -1,257 +1,233 @@
-"""`task = evaluate`: the probe's scores of the prior's samples and of finished dreams.
+"""Task evaluate: scores of the shipped prior's samples and of finished dreams.
 
-Dreams of any prompts are scored by CLIP R-Precision instead, where CLIPs are named
-(`tasks.retrieval`); the rest of this page is about the probe.
-
-Every number stands beside its ceiling: what the probe scores on ground-truth renders of the same
-objects from the same views. Samples are drawn for the fixed prompts (`evaluate.prompts`) with each
-view word, and for random held-out captions; `tasks.dream_scores` says how dreams are read.
+The probe reads kind, colours and view of the toybox's objects from pictures, and every number
+stands beside its ceiling: what the probe scores on ground-truth renders of the same objects from
+the same views (`evaluate.samples`, `evaluate.dreams`). Dreams of any prompts are scored by CLIP
+R-Precision instead, where CLIPs are named (`evaluate.retrieval`).
 """
 
 import dataclasses
+import functools
 import json
 import os
 import platform
 import re
+import shlex
 import sys
-import textwrap
 import time
 import zlib
-from importlib import resources
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
-from dreamjax.config import build, check_workdir, to_plain, write_atomic
-from dreamjax.distill.prompts import view_prompts
+from dreamjax.clock import finished
 from dreamjax.errors import UserError
+from dreamjax.evaluate import dreams, retrieval, samples
 from dreamjax.evaluate import probe as probes
-from dreamjax.evaluate import r_precision, truth
-from dreamjax.evaluate.prompts import PROMPTS, parse
-from dreamjax.evaluate.scores import Count
-from dreamjax.evaluate.tables import HEADS, SPLITS, Score, details, sum_split, totals
-from dreamjax.export.sheet import grid, write_png
-from dreamjax.priors import toybox as toybox_prior
-from dreamjax.priors.base import PAPER_VIEWS
-from dreamjax.scene.camera import VIEW_WORDS, all_names
-from dreamjax.tasks import dream_scores, retrieval
-from dreamjax.tasks.dream_scores import DreamsConfig, labels_of, not_scored, tellable
-from dreamjax.tasks.sampling import SamplerConfig, sample
-from dreamjax.toybox.captions import BOTH, VIEW_NAMES, draw_caption, text_of
-from dreamjax.toybox.draw import HELD_OUT, ToyboxConfig, combination_weights
+from dreamjax.evaluate.dreams import Dreams
+from dreamjax.evaluate.prompts import PROMPTS
+from dreamjax.evaluate.retrieval import Retrieval
+from dreamjax.evaluate.runs import FinishedRun
+from dreamjax.evaluate.samples import DrawFn, Samples
+from dreamjax.export.mesh import read_mesh
+from dreamjax.export.sheet import write_png
+from dreamjax.many import attempt
+from dreamjax.priors import toybox
+from dreamjax.priors.clip import Clip
+from dreamjax.priors.sampling import Sampler, check_sampler, sample
+from dreamjax.priors.toybox import Toybox
+from dreamjax.scene.render import Rendering, render_image
+from dreamjax.scene.scene import Scene, matter_at
+from dreamjax.settings import Seed, settings
+from dreamjax.tasks.dream import Dream, load
+from dreamjax.workdir import CONFIG_FILE, claim, resolved, slug, stored_task, write_text
+
+MESH = "mesh.glb"
 
 
-@dataclasses.dataclass(frozen=True)
-class SamplesConfig:
-    """How the prior is sampled: pictures for each prompt and view, and random held-out captions.
+@settings
+class Evaluate:
+    """Scores a prior's samples and finished dreams; writes scores.md and scores.json."""
 
-    0 of both skips this part.
-    """
+    seed: Seed = 0  # of the samples and of ground truth
+    prior: Toybox = Toybox()  # what draws the samples
+    probe: str = ""  # a safetensors file of task train_probe; empty: the one that ships
+    samples: Samples = Samples()  # what the prior draws; per_view and random 0: nothing
+    dreams: Dreams = Dreams()  # which finished runs are scored
+    retrieval: Retrieval = Retrieval()  # with CLIPs in it, runs are scored by them instead
+    dream: Dream = Dream()  # how missing dreams are made, their prompts aside
 
-    per_view: int = 4
-    random: int = 256
-    guidance_scale: float = 4.0
-    steps: int = 30
+    def __post_init__(self):
+        if self.retrieval.clips and not self.dreams.folder:
+            raise UserError("retrieval.clips score dreams: name their folder, dreams.folder")
+
+    def run(self, workdir: str | Path) -> None:
+        """Score what is named, print the tables, and write them as `scores.md` and `scores.json`.
+
+        What is missing of the 20 prompts' dreams is made first, with `dreams.run_missing`. Raises
+        UserError, before `workdir` is touched, for files and folders that cannot be read.
+        """
+        probe = probes.load(self.probe)
+        folder = self._folder()
+        if not (folder or self.samples.any):
+            raise UserError("there is nothing to score: name dreams.folder, or ask for samples")
+        draw = self._drawer() if self.samples.any else None
+        clips: dict[str, tuple[Clip, PyTree]] = {}
+        captions: list[str] = []
+        if self.retrieval.clips:
+            captions = retrieval.read_captions(self.retrieval.captions)
+            networks = {name: Clip(weights=name) for name in self.retrieval.clips}
+            clips = {name: (network, network.load()) for name, network in networks.items()}
+        workdir = claim(workdir, self, harmless=("dreams.run_missing",))
+
+        found: dict = {"facts": self._facts(), "samples": [], "dreams": []}
+        pages = ["\n".join(f"- {name}: `{value}`" for name, value in found["facts"].items())]
+        if draw:
+            drawn = samples.score(self.samples, self.seed, draw, probe)
+            found["samples"] = [row._asdict() for row in (*drawn.totals, *drawn.rows)]
+            pages.append(samples.page(self.samples, drawn))
+            _write_sheet(workdir / "samples.png", drawn.sheet)
+        if folder and self.dreams.run_missing:
+            make_missing(folder, self.dream)
+        if folder:
+            runs, unreadable = dreams_in(folder)
+        if folder and clips:
+            by_clip = retrieval.score(self.retrieval, captions, runs, finished_run, clips)
+            by_clip.skipped.extend(unreadable)
+            found["r_precision"] = [row._asdict() for row in by_clip.rows]
+            pages.append(retrieval.page(by_clip))
+        elif folder:
+            scores = dreams.score(self.dreams, self.seed, runs, finished_run, probe)
+            scores.skipped.extend(unreadable)
+            found["dreams"] = [row._asdict() for row in scores.rows]
+            found["views"] = {name: counts.tolist() for name, counts in scores.views.items()}
+            pages.append(dreams.page(self.dreams, scores))
+            _write_sheet(workdir / "dreams.png", scores.sheet)
+        text = "\n\n".join(pages) + "\n"
+        write_text(workdir / "scores.json", json.dumps(found, indent=1) + "\n")
+        write_text(workdir / "scores.md", text)
+        print(text)
+        print(f"wrote {workdir / 'scores.md'}")
+
+    def _folder(self) -> Path | None:
+        """The folder of runs, None where none is named; raises UserError where it is not there."""
+        if not self.dreams.folder:
+            return None
+        folder = resolved(self.dreams.folder)
+        if not folder.is_dir() and not self.dreams.run_missing:
+            raise UserError(f"dreams.folder is {folder}, which is no folder of runs")
+        return folder
+
+    def _drawer(self) -> DrawFn:
+        """What draws pictures by the prior; raises UserError for weights that cannot be read."""
+        wanted = self.samples
+        sampler = Sampler(steps=wanted.steps, guidance_scale=wanted.guidance_scale)
+        check_sampler(self.prior.schedule, sampler)
+        params = self.prior.load()
+
+        def draw(texts: list[str], key) -> np.ndarray:
+            return sample(self.prior, params, texts, key, sampler)
+
+        return draw
+
+    def _facts(self) -> dict[str, str]:
+        """What the scores were made with."""
+        facts = {
+            "command": "python -m dreamjax.main " + shlex.join(sys.argv[1:]),
+            "machine": _machine(),
+            "date": time.strftime("%Y-%m-%d"),
+            "jax": jax.__version__,
+            "probe crc32": _crc(self.probe or probes.shipped()),
+        }
+        if self.samples.any:
+            facts["prior crc32"] = _crc(self.prior.weights or toybox.shipped())
+        return facts
 
 
-@dataclasses.dataclass(frozen=True)
-class EvaluateConfig:
-    """What to score; `weights` and `probe` are safetensors files, "" for the shipped ones."""
-
-    seed: int = 0
-    weights: str = ""
-    probe: str = ""
-    samples: SamplesConfig = SamplesConfig()
-    eval: DreamsConfig = DreamsConfig()
+def _write_sheet(path: Path, sheet: np.ndarray | None) -> None:
+    if sheet is not None:
+        write_png(path, sheet)
 
 
-def run(config, workdir: str) -> None:
-    """Score what the config names; prints the tables and writes them as `scores.md` and `.json`."""
-    settings = dict(config)
-    settings.pop("task")
-    dream_settings = to_plain(settings.pop("dream", {}))
-    c = build(EvaluateConfig, settings)
-    if not 0.0 < c.eval.elevation < 60.0:
-        raise UserError(f"eval.elevation is {c.eval.elevation}: expected between 0 and 60 degrees")
-    for name in ("truths", "silhouettes"):
-        if getattr(c.eval, name) < 1:
-            raise UserError(f"eval.{name} is {getattr(c.eval, name)}: expected at least 1")
-    probe = probes.load(Path(c.probe).expanduser() if c.probe else None)
-    prior = None
-    if c.samples.per_view or c.samples.random:
-        prior = toybox_prior.load(Path(c.weights).expanduser() if c.weights else None)
-    dreams = Path(c.eval.dreams).expanduser() if c.eval.dreams else None
-    if dreams and not dreams.is_dir() and not c.eval.run_missing:
-        raise UserError(f"eval.dreams is {dreams}, which is no folder of runs")
-    if c.eval.clips and not dreams:
-        raise UserError("eval.clips score dreams: name their folder, eval.dreams")
-    workdir = check_workdir(workdir, config, harmless=("eval.run_missing",))
-
-    found = {"facts": _facts(c)}
-    pages = [_facts_page(found["facts"])]
-    if prior:
-        scores, rows = _score_samples(c, *prior, probe, workdir)
-        found["samples"] = [*scores, *rows]
-        pages.append(samples_page(c.samples, scores, rows))
-    if dreams and c.eval.run_missing:
-        dream_scores.run_missing(dreams, dream_settings)
-    if c.eval.clips:
-        e = c.eval
-        rows, skipped = retrieval.score(dreams, e.prompts, e.clips, e.clip_size)
-        found["r_precision"] = [row._asdict() for row in rows]
-        pages.append(retrieval_page(rows, skipped))
-    elif dreams:
-        sheet = workdir / "dreams.png"
-        rows, looks, skipped = dream_scores.score(c.eval, c.seed, dreams, probe, sheet)
-        found["dreams"], found["views"] = rows, {k: v.tolist() for k, v in looks.items()}
-        pages.append(dream_scores.page(c.eval, rows, looks, skipped))
-    plain = lambda value: value._asdict() if hasattr(value, "_asdict") else value  # noqa: E731
-    for part in ("samples", "dreams"):
-        found[part] = [plain(row) for row in found.get(part, [])]
-    text = "\n\n".join(pages) + "\n"
-    write_atomic(workdir / "scores.json", json.dumps(found, indent=1) + "\n")
-    write_atomic(workdir / "scores.md", text)
-    print(text)
-    print(f"wrote {workdir / 'scores.md'}")
+def _crc(path: str | Path) -> str:
+    return f"{zlib.crc32(resolved(path).read_bytes()):08x}"
 
 
-def _crc(path: str, package: str, name: str) -> str:
-    file = Path(path).expanduser() if path else resources.files(package) / "weights" / name
-    return f"{zlib.crc32(file.read_bytes()):08x}"
-
-
-def _facts(c: EvaluateConfig) -> dict[str, str]:
+def _machine() -> str:
     device = jax.devices()[0]
-    machine = device.device_kind
-    if device.platform == "cpu":
-        model = re.search(r"model name\s*: (.*)", _cpuinfo())
-        machine = model[1] if model else platform.processor() or platform.machine()
-        machine = f"{machine}, {os.cpu_count()} cores"
-    facts = {
-        "command": "python -m dreamjax.main " + " ".join(sys.argv[1:]),
-        "machine": machine,
-        "date": time.strftime("%Y-%m-%d"),
-        "jax": jax.__version__,
-        "probe crc32": _crc(c.probe, "dreamjax.evaluate", "probe.safetensors"),
-    }
-    if c.samples.per_view or c.samples.random:
-        facts["prior crc32"] = _crc(c.weights, "dreamjax.priors", "toybox.safetensors")
-    return facts
+    if device.platform != "cpu":
+        return device.device_kind
+    info = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.*)", info.read_text() if info.exists() else "")
+    name = model[1] if model else platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
 
 
-def _cpuinfo() -> str:
-    path = Path("/proc/cpuinfo")
-    return path.read_text() if path.exists() else ""
+# Finished runs
 
 
-def _facts_page(facts: dict[str, str]) -> str:
-    return "\n".join(f"- {name}: `{value}`" for name, value in facts.items())
+def dreams_in(folder: Path) -> tuple[dict[Path, str], list[str]]:
+    """The dreams in a folder's subfolders with their prompts, and lines about unreadable runs."""
+    found, unreadable = {}, []
+    for path in sorted(folder.glob(f"*/{CONFIG_FILE}")):
+        try:
+            task = stored_task(path.parent)
+        except UserError as error:
+            unreadable.append(str(error))
+            continue
+        if isinstance(task, Dream):
+            found[path.parent] = task.prompt
+    return found, unreadable
 
 
-# Samples
+def make_missing(folder: Path, dream: Dream) -> None:
+    """Make the dreams of the 20 prompts that have no finished run in `folder`.
 
-
-def _score_samples(c: EvaluateConfig, prior, params, probe, workdir):
-    """Totals of the trained, held-out and random prompts, and a score a prompt."""
-    keys = jax.random.split(jax.random.key(c.seed), 4)
-    views = np.tile(np.arange(len(VIEW_WORDS)), c.samples.per_view)
-    prompts = PROMPTS if c.samples.per_view else ()
-    texts = [view_prompts(prompt, PAPER_VIEWS)[view] for prompt in prompts for view in views]
-    parts = [labels_of([parse(prompt)] * len(views), views) for prompt in prompts]
-    if c.samples.random:
-        more, labels = random_captions(keys[0], c.samples.random)
-        texts, parts = texts + more, [*parts, labels]
-    labels = probes.Labels(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-
-    print(f"drawing {len(texts)} samples of the prior", file=sys.stderr, flush=True)
-    sampler = SamplerConfig(steps=c.samples.steps, guidance_scale=c.samples.guidance_scale)
-    rgb = sample(prior, params, texts, keys[1], sampler)
-    print("drawing as many ground-truth renders", file=sys.stderr, flush=True)
-    real = truth.pictures(
-        jax.random.split(keys[2], len(texts)),
-        truth.Subject(labels.kind, np.stack([labels.first, labels.second], -1)),
-        truth.takings_of_views(keys[3], labels.view, ToyboxConfig()),
-    )
-    said = [probes.read(pictures, probe).labels for pictures in (rgb, real.rgb)]
-
-    def score(start: int, stop: int, tells=None) -> list[dict[str, Count]]:
-        cut = lambda group: probes.Labels(*(leaf[start:stop] for leaf in group))  # noqa: E731
-        return [probes.score(cut(labels_said), cut(labels), tells=tells) for labels_said in said]
-
-    rows = []
-    for number, prompt in enumerate(prompts):
-        meaning = parse(prompt)
-        counts = score(number * len(views), (number + 1) * len(views))
-        rows.append(Score(prompt, meaning.held_out, tellable(probe, meaning.kind), *counts))
-    scores = [sum_split(f"{name} prompts", rows, held) for name, held in SPLITS if rows]
-    if c.samples.random:
-        start = len(texts) - c.samples.random
-        tells = np.array([tellable(probe, kind) for kind in labels.kind[start:]])
-        counts = score(start, len(texts), tells)
-        scores.append(Score("random held-out captions", True, True, *counts))
-    if rows:
-        first = [n * len(views) + view for n in range(len(rows)) for view in range(len(VIEW_WORDS))]
-        captions = [texts[i] for i in first]
-        write_png(workdir / "samples.png", grid(rgb[first], 2 * len(VIEW_WORDS), captions))
-    return scores, rows
-
-
-def names_of_views() -> list[list[int]]:
-    """For each of `VIEW_WORDS` the numbers of the toybox's view names that mean no other view.
-
-    "front and side view" lies across two and is in none; whatever is overhead is that alone.
+    Begun ones are gone on with. Raises UserError where a run cannot be made.
     """
-    found: list[list[int]] = [[] for _ in VIEW_WORDS]
-    for number, name in enumerate(all_names(VIEW_NAMES)):
-        said = [view for view, word in enumerate(VIEW_WORDS) if word in name.split()]
-        if len(said) == 1 or VIEW_WORDS[said[-1]] == "overhead":
-            found[said[-1]].append(number)
-    return found
+    for number, prompt in enumerate(PROMPTS):
+        runs, _ = dreams_in(folder)
+        if any(asked == prompt and _is_finished(place) for place, asked in runs.items()):
+            continue
+        print(f"dream {number + 1} of {len(PROMPTS)}: {prompt}", file=sys.stderr, flush=True)
+        place = folder / slug(prompt)
+        wrong = attempt(dataclasses.replace(dream, prompt=prompt, prompts=""), place)
+        if wrong and not _is_finished(place):  # a field without a mesh is scored too
+            raise UserError(wrong)
 
 
-def random_captions(key, count: int) -> tuple[list[str], probes.Labels]:
-    """Captions that name both colours and a view, of held-out combinations as often as drawn."""
-    weights = combination_weights(HELD_OUT)
-    keys = jax.random.split(key, 4)
-    cells = jax.random.categorical(keys[0], jnp.log(weights.ravel() + 1e-30), shape=(count,))
-    kind, first, second = np.unravel_index(np.asarray(cells), weights.shape)
-    view = np.asarray(jax.random.randint(keys[1], (count,), 0, len(VIEW_WORDS)))
-    colors = jnp.stack([first, second], -1)
-    names, which = names_of_views(), np.asarray(jax.random.uniform(keys[3], (count,)))
-    name = [names[v][int(u * len(names[v]))] for v, u in zip(view, which, strict=True)]
-
-    def draw(key, kind, colors, name):
-        return draw_caption(key, kind, colors, BOTH, name, view_words=1.0)
-
-    given = (jax.random.split(keys[2], count), jnp.asarray(kind), colors, jnp.asarray(name))
-    tokens = jax.jit(jax.vmap(draw))(*given)
-    texts = [text_of(row) for row in np.asarray(tokens)]
-    return texts, probes.Labels(kind, first, second, view)
+def _is_finished(place: Path) -> bool:
+    try:
+        load(place)
+    except UserError:
+        return False
+    return True
 
 
-# Pages
+def finished_run(place: Path) -> FinishedRun:
+    """The finished run in a folder; raises UserError where there is none."""
+    run = load(place)
+    task, state = run.task, run.state
+    # Without the prompt, so that runs which differ in nothing else share one compiled program.
+    scene = task.scene
+    mesh = read_mesh(place / MESH) if (place / MESH).exists() else None
+
+    def render(camera, shading, behind, size: int) -> Rendering:
+        return _render(scene, state.scene.params, state.front, camera, shading, behind, size)
+
+    return FinishedRun(task.prompt, task.cameras, render, mesh)
 
 
-def samples_page(c: SamplesConfig, scores: list[Score], rows: list[Score]) -> str:
-    """The samples' tables as Markdown."""
-    intro = f"""
-        Guidance {c.guidance_scale:g}, {c.steps} DDIM steps; {c.per_view} samples for each of the
-        {len(PROMPTS)} prompts and {len(VIEW_WORDS)} view words, and one for each of {c.random}
-        random captions. The ceiling is the probe's score on ground-truth renders of the same
-        objects and views. The totals of views are over kinds whose sides differ."""
-    page = ["### Samples of the prior", _filled(intro), totals(scores, HEADS, "samples")]
-    if rows:
-        page.append(details(rows, HEADS, "samples"))
-    return "\n\n".join(page)
+@functools.partial(jax.jit, static_argnames=("scene", "size"))
+def _render(scene: Scene, params, front, camera, shading, behind, size: int) -> Rendering:
+    """Pictures of a scene at the end of its run, by V cameras with V shadings."""
+    clock = finished(1)  # ramps are by fractions, so any finished run's
+    matter, variance = matter_at(scene, params, clock, front), scene.renderer.variance(clock)
 
+    def one(view):
+        camera, shading = view
+        return render_image(matter, camera, size, variance, shading, behind, scene.renderer)
 
-def retrieval_page(rows: list[r_precision.Row], skipped: list[str]) -> str:
-    """R-Precision as Markdown; `skipped` are lines about runs that have no score."""
-    page = ["### CLIP R-Precision", r_precision.table(rows)]
-    return "\n\n".join([*page, *not_scored(skipped)])
-
-
-def _filled(text: str) -> str:
-    return textwrap.fill(" ".join(text.split()), 100)
+    return jax.lax.map(one, (camera, shading))

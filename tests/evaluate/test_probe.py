@@ -13,9 +13,10 @@ from dreamjax.evaluate import truth
 from dreamjax.evaluate.scores import Count, accuracy, confusion, total
 from dreamjax.nets.probe import Probe
 from dreamjax.tasks import train_probe
-from dreamjax.toybox.draw import ToyboxConfig
+from dreamjax.toybox.draw import AS_USUAL
 from dreamjax.toybox.kinds import KINDS
 from dreamjax.toybox.pictures import Labelled
+from dreamjax.training.optimizer import Adam
 
 NAMES = [kind.name for kind in KINDS]
 BALL, CAR = NAMES.index("ball"), NAMES.index("car")
@@ -120,7 +121,7 @@ def test_pictures_of_any_size_are_brought_to_the_probes(small):
 
 
 def test_softening_can_be_turned_off_but_for_the_mirror():
-    off = train_probe.SoftenConfig((0.05, 0.05), (1.0, 1.0), 0.0, 0.0, 0.0, 0.0)
+    off = train_probe.Soften((0.05, 0.05), (1.0, 1.0), 0.0, 0.0, 0.0, 0.0)
     picture = np.random.default_rng(0).random((32, 32, 3), np.float32)
     soften = jax.jit(lambda key: train_probe.soften(key, picture, off))
     seen = [np.asarray(soften(jax.random.key(i))) for i in range(12)]
@@ -131,12 +132,12 @@ def test_softening_can_be_turned_off_but_for_the_mirror():
 
 
 def test_softening_keeps_flat_pictures_flat_and_in_range():
-    config = train_probe.SoftenConfig(gain=0.0, tint=0.0, noise=0.0)
+    config = train_probe.Soften(gain=0.0, tint=0.0, noise=0.0)
     flat = jnp.full((32, 32, 3), 0.3)
     soften = jax.jit(lambda key: train_probe.soften(key, flat, config))
     for i in range(4):
         np.testing.assert_allclose(soften(jax.random.key(i)), 0.3, atol=1e-5)
-    noisy = train_probe.SoftenConfig(noise=5.0)
+    noisy = train_probe.Soften(noise=1.0)
     rgb = train_probe.soften(jax.random.key(0), flat, noisy)
     assert float(rgb.min()) >= 0.0 and float(rgb.max()) <= 1.0
 
@@ -152,23 +153,22 @@ def test_training_learns_and_resumes(monkeypatch, small, tmp_path, capsys):
 
     monkeypatch.setattr(train_probe, "_drawn", drawn)
     monkeypatch.setattr(probes, "make_config", lambda **layout: small.config)
-    config = {
-        "task": "train_probe",
-        "pictures": 64,
-        "fresh": 16,
-        "steps": 60,
-        "batch_size": 8,
-        "steps_per_dispatch": 10,
-        "ema_decay": 0.5,
-        "checkpoint_every": 30,
-        "optimizer": {"learning_rate": 1e-2},
-    }
-    train_probe.run(config, str(tmp_path))
+    task = train_probe.TrainProbe(
+        pictures=64,
+        fresh=16,
+        steps=60,
+        batch_size=8,
+        steps_per_dispatch=10,
+        ema_decay=0.5,
+        checkpoint_every=30,
+        optimizer=Adam(learning_rate=1e-2),
+    )
+    task.run(tmp_path)
     assert "| albedo | 100.0 % of 16 | 100.0 % of 16 |" in capsys.readouterr().out
     written = load_file(tmp_path / "probe.safetensors")
     report = probes.load(tmp_path / "probe.safetensors").report
     assert report["view_by_kind"]["car"] == [8, 8] and report["view_by_kind"]["mug"] == [0, 0]
-    train_probe.run(config, str(tmp_path))  # finished: measures again, trains no more
+    task.run(tmp_path)  # finished: measures again, trains no more
     again = load_file(tmp_path / "probe.safetensors")
     jax.tree.map(np.testing.assert_array_equal, again, written)
 
@@ -182,7 +182,7 @@ def fresh_counts():
     colors = rng.integers(0, len(probes.COLOR_NAMES), (count, 2))
     lone = [k for k, entry in enumerate(KINDS) if entry.usual is None]
     colors[np.isin(kind, lone), 1] = colors[np.isin(kind, lone), 0]
-    taking = truth.takings_of_views(jax.random.key(8), views, ToyboxConfig())
+    taking = truth.takings_of_views(jax.random.key(8), views, AS_USUAL)
     keys = jax.random.split(jax.random.key(9), count)
     rgb = truth.pictures(keys, truth.Subject(kind, colors), taking).rgb
     labels = probes.Labels(kind, *colors.T, views)

@@ -7,17 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamjax.errors import UserError
+from dreamjax.evaluate import dreams
 from dreamjax.evaluate import probe as probes
-from dreamjax.evaluate.prompts import PROMPTS, parse
+from dreamjax.evaluate.dreams import Dreams
+from dreamjax.evaluate.prompts import parse
 from dreamjax.evaluate.scores import Count
-from dreamjax.export.mesh import MeshConfig, extract_mesh
-from dreamjax.scene.camera import CameraConfig
-from dreamjax.tasks import dream, dream_scores
+from dreamjax.export.extract import extract_mesh
+from dreamjax.export.surface import Surface
+from dreamjax.scene.camera import Cameras
 from dreamjax.toybox.draw import build_shape, draw_palette
 from dreamjax.toybox.primitives import signed_distance
-
-from .finished import DREAM, finish
 
 HOUSE = parse("a yellow house with a red roof")
 
@@ -40,8 +39,8 @@ def test_what_is_seen_is_counted(monkeypatch):
     # 4 pixels of 10 are empty, 1 half transparent, 5 opaque.
     opacity = np.array([0.0, 0.02, 0.1, 0.05, 0.5, 0.91, 0.95, 1.0, 1.0, 1.0])
     numbers = [np.full(8, i) for i in range(4)]
-    field = dream_scores.Seen(numbers[0], numbers[1], opacity)
-    counts, looks = dream_scores.score_views(field, (numbers[2], numbers[3]), HOUSE, None)
+    field = dreams.Seen(numbers[0], numbers[1], opacity)
+    counts, looks = dreams.score_views(field, (numbers[2], numbers[3]), HOUSE, None)
     assert counts == {
         "kind": Count(8, 8),
         "first": Count(8, 8),
@@ -63,31 +62,31 @@ def test_silhouettes_are_held_against_the_nearest():
     opacity = np.clip(masks[3] + rng.normal(0.0, 0.1, masks[3].shape), 0.0, 1.0)
     shared = sum(min(a, b) for a, b in zip(opacity.ravel(), masks[3].ravel(), strict=True))
     either = sum(max(a, b) for a, b in zip(opacity.ravel(), masks[3].ravel(), strict=True))
-    assert dream_scores.overlap(opacity, masks) == Count(round(shared), round(either))
-    assert dream_scores.overlap(np.zeros_like(opacity), masks).right == 0
+    assert dreams.overlap(opacity, masks) == Count(round(shared), round(either))
+    assert dreams.overlap(np.zeros_like(opacity), masks).right == 0
 
 
 @pytest.mark.slow
 def test_a_chair_turned_round_has_other_silhouettes():
     """From the front and the back of a chair the probe sees much the same; from between it stands
     the other way."""
-    c, camera = dream_scores.DreamsConfig(truths=2, silhouettes=16), CameraConfig()
+    how, cameras = Dreams(truths=2, silhouettes=16), Cameras()
     chair = parse("a purple chair")
-    masks = dream_scores.truth_silhouettes(camera, chair, c, jax.random.key(0))
+    masks = dreams.truth_silhouettes(cameras, chair, how, jax.random.key(0))
     assert masks.shape == (16, 8, 32, 32)
-    real = dream_scores.truth_pictures(camera, chair, c, jax.random.key(1)).opacity
+    real = dreams.truth_pictures(cameras, chair, how, jax.random.key(1)).opacity
     for right in real.reshape(2, 8, 32, 32):
-        assert dream_scores.overlap(right, masks).share > 0.85
+        assert dreams.overlap(right, masks).share > 0.85
         for turned in (2, 4, 6):  # by so many eighths
-            assert dream_scores.overlap(np.roll(right, turned, axis=0), masks).share < 0.65
+            assert dreams.overlap(np.roll(right, turned, axis=0), masks).share < 0.65
 
 
 @pytest.mark.slow
 def test_a_mesh_of_ground_truth_is_seen_as_ground_truth():
     """The house's own surface, meshed: same outline, same colours, same side to the camera."""
-    c, camera = dream_scores.DreamsConfig(truths=1), CameraConfig()
+    how, cameras = Dreams(truths=1), Cameras()
     key = jax.random.key(3)
-    truth = dream_scores.truth_pictures(camera, HOUSE, c, key)
+    truth = dreams.truth_pictures(cameras, HOUSE, how, key)
     # As `truth.pictures` makes its first object of the key.
     key_shape, key_palette = jax.random.split(jax.random.split(key, 1)[0])
     shape = build_shape(key_shape, jnp.int32(HOUSE.kind))
@@ -97,45 +96,21 @@ def test_a_mesh_of_ground_truth_is_seen_as_ground_truth():
         lambda points: 100.0 * (np.asarray(look(points)[0]) < 0.0),
         lambda points: np.asarray(palette)[np.asarray(look(points)[1])],
         1.0,
-        MeshConfig(resolution=96),
+        Surface(resolution=96),
     )
-    seen = dream_scores.mesh_pictures(mesh, camera, c)
+    seen = dreams.mesh_pictures(mesh, cameras, how)
     for got, expected in zip(seen, truth[:2], strict=True):
         assert got.shape == expected.shape
         assert np.abs(got - expected).mean() < 0.012, np.abs(got - expected).mean()
         # Seen from the other side, or from below, it would not be the same.
         assert np.abs(got[::-1] - expected).mean() > 0.018
     # What truth covers whole is covered, what it leaves empty is empty; edges are neither.
-    there = np.abs(seen[0] - dream_scores.BACKDROP).max(-1) > 0.1
+    there = np.abs(seen[0] - dreams.BACKDROP).max(-1) > 0.1
     inside, outside = truth.opacity == 1.0, truth.opacity == 0.0
     assert there[inside].mean() > 0.98 and there[outside].mean() < 0.005
 
 
 def test_no_mesh_is_an_empty_picture():
-    seen = dream_scores.mesh_pictures(None, CameraConfig(), dream_scores.DreamsConfig())
+    seen = dreams.mesh_pictures(None, Cameras(), Dreams())
     assert [pictures.shape for pictures in seen] == [(8, 32, 32, 3)] * 2
-    assert all((pictures == dream_scores.BACKDROP).all() for pictures in seen)
-
-
-def test_a_finished_run_is_loaded_and_an_unfinished_one_is_refused(tmp_path):
-    params = finish(tmp_path / "done", DREAM)
-    c, scene, loaded = dream.load_scene(tmp_path / "done")
-    assert c.prompt == "a red mug" and scene.field.width == 8
-    jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
-    finish(tmp_path / "begun", DREAM, step=1)
-    with pytest.raises(UserError, match="not finished: step 1 of 3"):
-        dream.load_scene(tmp_path / "begun")
-    with pytest.raises(UserError, match="cannot read"):
-        dream.load_scene(tmp_path)
-
-
-@pytest.mark.slow
-def test_missing_dreams_are_made_and_others_left_alone(monkeypatch, tmp_path):
-    finish(tmp_path / "elsewhere", {**DREAM, "prompt": PROMPTS[0]})
-    finish(tmp_path / dream_scores.slug(PROMPTS[1]), {**DREAM, "prompt": PROMPTS[1]}, step=1)
-    made = []
-    monkeypatch.setattr(dream, "run", lambda config, workdir: made.append((config, workdir)))
-    dream_scores.run_missing(tmp_path, {**DREAM, "prompt": ""})
-    assert [config["prompt"] for config, _ in made] == list(PROMPTS[1:])
-    assert made[0][1] == str(tmp_path / "a-blue-car-with-a-white-top")
-    assert made[0][0] == {**DREAM, "prompt": PROMPTS[1]}
+    assert all((pictures == dreams.BACKDROP).all() for pictures in seen)
