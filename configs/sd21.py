@@ -1,7 +1,7 @@
 """Text to 3D with Stable Diffusion 2.1-base (eps at 512) or 2.1 (v at 768) on one GPU.
 
     python -m dreamjax.main --config=configs/sd21.py \
-        --config.weights=FOLDER_OR_REPOSITORY_OF_2.1_BASE \
+        --config.prior.weights=FOLDER_OR_REPOSITORY_OF_2.1_BASE \
         --config.prompt="a corgi wearing a beret, DSLR photo" --workdir=runs/corgi
 
 As `configs/sd15.py`, which see: everything that differs between the models is in their own files.
@@ -13,16 +13,9 @@ Memory: 2.1-base about 12 GiB, 4.8 of parameters (its text encoder is larger) an
 10,000 steps are an hour at 13 TFLOP/s; at 768 it is 11.1 TFLOP, 2.4 times as much.
 """
 
-import importlib.util
-from pathlib import Path
-
-from ml_collections import config_dict
+from dreamjax.main import load_config
+from dreamjax.tasks.dream import Dream
 
 
-def get_config() -> config_dict.ConfigDict:
-    """The values that people override on the command line."""
-    path = Path(__file__).with_name("sd15.py")
-    spec = importlib.util.spec_from_file_location("dreamjax_config_sd15", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
+def get_config() -> Dream:
+    return load_config("sd15")

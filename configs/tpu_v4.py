@@ -3,105 +3,51 @@
     python -m dreamjax.main --config=configs/tpu_v4.py \
         --config.prompt="a red mushroom with a white stem" --workdir=runs/mushroom
 
-Starts on any machine; without `weights` it asks the prior that ships with the package. Not the
-paper's: the prior (Imagen is not public), and the warm-up's first rate, 3e-8 where it has 1e-9.
-With Stable Diffusion: --config.weights=stable-diffusion-v1-5/stable-diffusion-v1-5, and any prompt.
+It starts on any machine and asks the prior that ships. Not the paper's: the prior (Imagen is not
+public), and the warm-up's first rate, 3e-8 where it has 1e-9. With Stable Diffusion add
+--config.prior=stable_diffusion \
+    --config.prior.weights=stable-diffusion-v1-5/stable-diffusion-v1-5, for any prompt.
 
 Memory, of a chip's 32 GiB, by XLA's plan of the compiled step (on a CPU; no TPU has run it): about
-12 GiB, nearly all for rendering; 25 with Stable Diffusion 1.5, 4.0 of them parameters. Time,
-computed and not measured: a chip's share of a step is 0.7 TFLOP (5.0 with Stable Diffusion), so
-15,000 steps are 10 PFLOP (75) on each: ten minutes (75) at 17 TFLOP/s, 6 % of a v4's peak. The
-paper reports 1.5 hours with Imagen.
+12 GiB, nearly all for rendering; 25 with Stable Diffusion 1.5. Time, computed and not measured: ten
+minutes (75 with Stable Diffusion) at 6 % of a v4's peak. The paper reports 1.5 hours with Imagen.
 """
 
-from ml_collections import config_dict
+from dreamjax.clock import Ramp
+from dreamjax.distill.step import Phase
+from dreamjax.export import Glb, MeshSheet, Report, Turntable, Views
+from dreamjax.priors.toybox import Toybox
+from dreamjax.scene.backgrounds.learned import Learned
+from dreamjax.scene.camera import Cameras
+from dreamjax.scene.density import Blob, Density
+from dreamjax.scene.fields.mlp import Mlp
+from dreamjax.scene.penalties import Opacity, Orientation
+from dreamjax.scene.render import Renderer
+from dreamjax.scene.shading import Light
+from dreamjax.tasks.dream import Dream
+from dreamjax.training.optimizer import Shampoo
+
+THIRD = (0.0, 1 / 3)  # 5,000 steps
 
 
-def group(**values) -> config_dict.ConfigDict:
-    return config_dict.ConfigDict(values)
-
-
-def get_config() -> config_dict.ConfigDict:
-    config = config_dict.ConfigDict()
-    config.task = "dream"
-    config.prompt = ""
-    config.prompts = ""  # a file with one prompt a line
-    config.negative_prompt = ""
-    config.textureless_words = ""  # behind the colourless prompt of textureless views
-    config.seed = 0
-    config.steps = 15_000
-    config.batch_views = 4
-    config.steps_per_dispatch = 10
-    config.weights = ""
-    config.prior = group(dtype="bfloat16", remat=True, fused=False)
-    config.dream_fields = None
-    config.guidance_scale = 101.0  # the paper's 100 in its (1 + w) form
-    config.draws = 1
-    config.t_range = (0.02, 0.98)
-    config.t_range_end = None
-    config.weighting = "sigma_squared"
-    config.interpolate_views = False  # the text of the nearest view word
-    config.perp_neg = 0.0
-    config.clip_residual = 0.0
-    config.latent_share = 0.0
-    config.render_size = ((0.0, 64),)
-    config.albedo_steps = 1000
-    config.front_after = 0.0  # 0.5: ask the prior half-way which side is the front
-    config.mlp_background = True
-    config.textured_backdrops = False
-    config.field = group(
-        width=128,
-        blocks=5,
-        min_deg=0,
-        max_deg=8,
-        blob_strength=5.0,
-        blob_width=0.2,
-        density_bias=0.0,
-        dtype="float32",
-    )
-    config.encoding = group(variance=(5e-2, 2e-3), ramp_steps=5000)
-    config.contrast = None
-    config.render = group(samples=128, normal_samples=16, radius=1.4, frustum=False, chunk=0)
-    config.camera = group(
-        distance=(1.0, 1.5),
-        elevation=(-10.0, 90.0),
-        area_uniform=0.5,
-        focal=(0.7, 1.35),
-        jitter_position=0.1,
-        jitter_look_at=0.2,
-        jitter_up=0.02,
-    )
-    config.light = group(distance=(0.8, 1.5), spread=1.0)
-    config.shading = group(ambient=0.1, diffuse=0.9, shaded=0.75, textureless=0.5)
-    config.loss = group(
-        orientation=(1e-4, 1e-2),
-        opacity=(1e-3, 5e-3),
-        entropy=(0.0, 0.0),
-        smoothness=(0.0, 0.0),
-        ramp_steps=5000,
-        transmittance=0.0,
-        target_opacity=(0.6, 0.12),
-        target_steps=500,
-    )
-    config.optimizer = group(
-        learning_rate=1e-4,
-        final_learning_rate=1e-6,
-        warmup_steps=3000,
-        b1=0.9,
-        b2=0.9,
-        eps=1e-6,
-        clip_norm=0.0,
-        weight_decay=0.0,
-        shampoo=group(block_size=128, root=2),
-    )
-    config.export = group(
-        views_size=192,
-        preview_size=64,
+def get_config() -> Dream:
+    return Dream(
+        steps=15_000,
+        batch_views=4,
+        steps_per_dispatch=10,
+        prior=Toybox(dtype="bfloat16", textureless_words=""),
+        phases=(Phase(until=1 / 15, size=64, lit=False), Phase(size=64)),
+        field=Mlp(width=128, blocks=5, max_deg=8),
+        density=Density(bias=0.0, blob=Blob(strength=5.0, width=0.2)),
+        renderer=Renderer(samples=128, normal_samples=16, radius=1.4, chunk=0),
+        cameras=Cameras((1.0, 1.5), (-10.0, 90.0), 0.5, (0.7, 1.35), 0.1, 0.2, 0.02),
+        light=Light(distance=(0.8, 1.5), spread=1.0, ambient=0.1, diffuse=0.9),
+        background=Learned(),
+        penalties=(Orientation(Ramp(0.4, 40.0, THIRD)), Opacity(Ramp(4.0, 20.0, THIRD))),
+        optimizer=Shampoo(),
+        log_every=10,
+        checkpoint_every=1000,
         views_every=500,
-        video_frames=120,
-        video_size=256,
-        mesh=group(resolution=160, max_faces=40_000, min_part=0.02),
+        preview_size=64,
+        exports=(Views(192), Glb(), MeshSheet(192), Turntable(120, 256), Report()),
     )
-    config.checkpoint_every = 1000
-    config.log_every = 10
-    return config

@@ -1,131 +1,158 @@
-"""Every config in configs/ is what its task takes, and names every value of it."""
+"""The configs that ship: each builds its task, says little, and has the papers' numbers."""
 
+import ast
 import dataclasses
 from pathlib import Path
 
 import jax
 import pytest
 
-from dreamjax.config import build, flatten
-from dreamjax.distill.step import init_scene, make_sds_step
+from dreamjax.clock import Ramp
+from dreamjax.config import from_plain, leaves, to_plain
+from dreamjax.data.images import Images
+from dreamjax.distill.objective import Frozen
+from dreamjax.distill.step import Phase, init_state, make_sds_step
 from dreamjax.errors import UserError
-from dreamjax.main import load_config
-from dreamjax.nets.adm import ADM, imagenet, parameter_count
-from dreamjax.priors.classes import ClassPrior
-from dreamjax.tasks import (
-    benchmark,
-    dream,
-    likelihood,
-    sample,
-    tradeoff,
-    train_classifier,
-    train_diffusion,
-    train_prior,
-)
-from dreamjax.tasks.images import Images
+from dreamjax.main import config_names, load_config, override
+from dreamjax.nets.adm import ADM
+from dreamjax.priors.base import Prompt
+from dreamjax.tasks import train_diffusion
+from dreamjax.tasks.benchmark import Benchmark
+from dreamjax.tasks.dream import Dream, make_update
+from dreamjax.tasks.evaluate import Evaluate
+from dreamjax.tasks.likelihood import Likelihood
+from dreamjax.tasks.sample import Sample
+from dreamjax.tasks.tradeoff import Tradeoff
+from dreamjax.tasks.train_classifier import TrainClassifier
+from dreamjax.tasks.train_diffusion import TrainDiffusion
+from dreamjax.tasks.train_objects import TrainObjects
+from dreamjax.tasks.train_prior import TrainPrior
+from dreamjax.tasks.train_probe import TrainProbe
 from dreamjax.training import parallel
-from dreamjax.training.optimizer import apply_gradients, make_optimizer
+from dreamjax.training.optimizer import Shampoo
+
+from .nets.test_adm import imagenet, parameter_count
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+TASKS = {
+    "adm_imagenet64": TrainDiffusion,
+    "benchmark": Benchmark,
+    "classifier_digits": TrainClassifier,
+    "ddpm_cifar10": TrainDiffusion,
+    "ddpm_digits": TrainDiffusion,
+    "ddpm_digits:likelihood": Likelihood,
+    "ddpm_digits:sample": Sample,
+    "ddpm_digits:tradeoff": Tradeoff,
+    "dream_fields": Dream,
+    "guided_diffusion_sample": Sample,
+    "objects_prior": TrainObjects,
+    "r_precision": Evaluate,
+    "sd15": Dream,
+    "sd21": Dream,
+    "sd_sample": Sample,
+    "toybox": Dream,
+    "toybox_evaluate": Evaluate,
+    "toybox_prior": TrainPrior,
+    "toybox_probe": TrainProbe,
+    "toybox_sample": Sample,
+    "tpu_v4": Dream,
+}
 
 
-def settings_of(name):
-    settings = load_config(str(CONFIGS / name)).to_dict()
-    settings.pop("task")
-    return settings
+def test_no_config_is_forgotten():
+    assert sorted(config_names()) == sorted({name.partition(":")[0] for name in TASKS})
 
 
-@pytest.mark.parametrize(
-    "name", ["toybox.py", "tpu_v4.py", "sd15.py", "sd21.py", "dream_fields.py"]
-)
-def test_dream_configs(name):
-    settings = settings_of(name)
-    config = build(dream.DreamConfig, settings)
-    assert dream.phases(config)[-1].stop == config.steps
-    missing = flatten(dataclasses.asdict(config)).keys() - flatten(settings).keys()
-    assert not missing
+@pytest.mark.parametrize("name", TASKS)
+def test_a_config_builds_its_task(name):
+    task = load_config(name)
+    assert type(task) is TASKS[name] and task == load_config(name)
+    assert from_plain(to_plain(task)) == task and hash(task) == hash(load_config(name))
+    assert len(leaves(task)) > 3
 
 
-def test_the_papers_setup():
-    config = build(dream.DreamConfig, settings_of("tpu_v4.py"))
-    assert (config.steps, config.batch_views, config.guidance_scale) == (15_000, 4, 101.0)
-    assert (config.field.width, config.field.blocks, config.field.max_deg) == (128, 5, 8)
-    assert config.render_size == ((0.0, 64),) and config.render.radius == 1.4
-    assert config.weights == ""
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("[!_]*.py")), ids=lambda p: p.stem)
+def test_a_config_says_what_differs_and_how_to_run_it(path):
+    text = path.read_text()
+    doc = ast.get_docstring(ast.parse(text))
+    assert "python -m dreamjax.main --config=" in doc
+    bodies = [
+        node.end_lineno - node.lineno
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef)
+    ]
+    assert max(bodies) <= 45
+
+
+def test_the_papers_set_up():
+    task = load_config("tpu_v4")
+    assert (task.steps, task.batch_views, task.objective.guidance_scale) == (15_000, 4, 101.0)
+    assert (task.field.width, task.field.blocks, task.field.max_deg) == (128, 5, 8)
+    assert {phase.size for phase in task.phases} == {64} and task.renderer.radius == 1.4
+    # 1000 steps of albedo, 3000 of warm-up, 5000 of the encoding's and the penalties' ramps.
+    assert task.step_of(task.phases[0].until) == 1000 and not task.phases[0].lit
+    assert task.optimizer == Shampoo() and round(task.optimizer.warmup * task.steps) == 3000
+    assert task.renderer.variance == Ramp(5e-2, 2e-3, (0.0, 1 / 3))
 
 
 @pytest.mark.slow
-def test_the_papers_step_is_lowered_for_a_tpu(quick_compilation):
-    """The whole step as the task makes it, over a pmap, of smaller size; no TPU is needed."""
-    small = dict(prompt="a red ball", batch_views=1, steps_per_dispatch=2, render_size=((0.0, 16),))
-    c = build(dream.DreamConfig, {**settings_of("tpu_v4.py"), **small})
-    objective, told, _ = dream.objective_of(c)
-    scene, tx = dream.step_config(c), make_optimizer(c.optimizer, c.steps)
-    update = lambda *args: apply_gradients(tx, *args)  # noqa: E731
-    step = make_sds_step(objective(False), scene, update, parallel.mean, 16, True)
-    devices = parallel.devices_for(c.batch_views)
-    program = parallel.pmap(parallel.repeat(step, c.steps_per_dispatch), devices, shared=2)
-    state = jax.eval_shape(lambda key: init_scene(key, scene, tx), jax.random.key(0))
-    index = parallel.split_indices(c.batch_views, devices)
-    exported = jax.export.export(jax.jit(program), platforms=["tpu"])(
-        state, index, told, jax.random.key(0)
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_the_papers_step_is_lowered_for_an_accelerator(platform, quick_compilation):
+    """The whole step as the task makes it, over a pmap, of smaller size; no device is needed."""
+    task = override(
+        load_config("tpu_v4"),
+        ["--config.prompt=a red ball", "--config.batch_views=1", "--config.steps_per_dispatch=2"],
     )
-    assert exported.platforms == ("tpu",)
+    prior, objective = task.prior, task.objective
+    frozen = objective.load(prior, Prompt(task.prompt))
+    txs = task.optimizer.make(task.steps), task.objective_optimizer.make(task.steps)
+    phase = Phase(size=16)
+    step = make_sds_step(
+        task, prior, objective, phase, task.steps, make_update(*txs), parallel.mean
+    )
+    devices = parallel.devices_for(task.batch_views)
+    program = parallel.pmap(parallel.repeat(step, task.steps_per_dispatch), devices, shared=2)
+    state = jax.eval_shape(lambda key: init_state(key, task, {}, *txs), jax.random.key(0))
+    index = parallel.split_indices(task.batch_views, devices)
+    exported = jax.export.export(jax.jit(program), platforms=[platform])(
+        state, index, frozen, jax.random.key(0)
+    )
+    assert exported.platforms == (platform,) and isinstance(frozen, Frozen)
     after, metrics = jax.tree.unflatten(exported.out_tree, exported.out_avals)
-    shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
-    assert shapes(after) == shapes(state) and metrics["loss"].shape == (2,)
+    assert [(x.shape, x.dtype) for x in jax.tree.leaves(after)] == [
+        (x.shape, x.dtype) for x in jax.tree.leaves(state)
+    ]
+    assert metrics["loss"].shape == (2,)
 
 
-def test_prior_config():
-    config = build(train_prior.TrainPriorConfig, settings_of("toybox_prior.py"))
-    assert config.steps % config.steps_per_dispatch == 0
-    assert len(config.sample_captions) == 16
-
-
-DIFFUSION = [
-    ("ddpm_digits.py", train_diffusion.TrainDiffusionConfig),
-    ("ddpm_cifar10.py", train_diffusion.TrainDiffusionConfig),
-    ("adm_imagenet64.py", train_diffusion.TrainDiffusionConfig),
-    ("classifier_digits.py", train_classifier.TrainClassifierConfig),
-    ("ddpm_digits.py:sample", sample.SampleConfig),
-    ("toybox_sample.py", sample.SampleConfig),
-    ("ddpm_digits.py:likelihood", likelihood.LikelihoodConfig),
-    ("ddpm_digits.py:tradeoff", tradeoff.TradeoffConfig),
-]
-
-
-@pytest.mark.parametrize("name, cls", DIFFUSION, ids=[name for name, _ in DIFFUSION])
-def test_diffusion_configs(name, cls):
-    settings = settings_of(name)
-    settings.pop("net", None)
-    build(cls, settings)
+def test_the_priors_training_draws_samples_of_every_kind():
+    assert len(load_config("toybox_prior").sample_captions) == 16
 
 
 def test_an_unknown_part_of_the_digits_config():
     with pytest.raises(UserError, match="train, sample, likelihood, tradeoff; got dream"):
-        load_config(str(CONFIGS / "ddpm_digits.py:dream"))
+        load_config("ddpm_digits:dream")
 
 
-def model_of(name: str, shape: tuple[int, int, int], classes: int) -> ClassPrior:
-    """The model that a config makes of data of this shape."""
-    settings = settings_of(name)
-    net = settings.pop("net")
-    c = build(train_diffusion.TrainDiffusionConfig, settings)
+def test_a_folder_of_images_in_place_of_the_digits():
+    args = ["--config.data=folder", "--config.data.dir=x", "--config.data.size=32"]
+    task = override(load_config("ddpm_digits"), args)
+    assert (task.data.dir, task.data.size, type(task.data).__name__) == ("x", 32, "Folder")
+
+
+def model_of(name: str, shape: tuple[int, int, int], classes: int):
+    """The network that a config makes of data of this shape."""
     names = tuple(str(i) for i in range(classes))
-    return train_diffusion.make_prior(c, net, Images(None, 1, shape, names))
+    return train_diffusion.make_net(load_config(name), Images(name, None, 1, shape, names))
 
 
 def test_the_papers_networks():
     """DDPM's has the published 35,746,307 parameters, ADM's is the published layout."""
-    cifar = model_of("ddpm_cifar10.py", (32, 32, 3), 0)
+    cifar = model_of("ddpm_cifar10", (32, 32, 3), 0)
     assert parameter_count(ADM(cifar.net), cifar.net) == 35_746_307
-    large = model_of("adm_imagenet64.py", (64, 64, 3), 1000).net
+    large = model_of("adm_imagenet64", (64, 64, 3), 1000).net
     assert dataclasses.replace(large, dtype="float32") == imagenet(64)
 
 
-def test_benchmark_config():
-    settings = settings_of("benchmark.py")
-    digits = settings.pop("digits")
-    c = build(benchmark.BenchmarkConfig, settings)
-    assert c.scene == dream.step_config(build(dream.DreamConfig, settings_of("toybox.py")))
-    assert digits["data"]["name"] == "digits"
+def test_the_benchmark_dreams_as_the_toybox_does():
+    assert load_config("benchmark").dream == load_config("toybox")

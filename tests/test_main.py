@@ -2,27 +2,55 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
+from dreamjax import __version__
 from dreamjax import main as main_lib
 from dreamjax.errors import UserError
 
+ROOT = Path(__file__).resolve().parents[1]
 CONFIG = """
-from ml_collections import config_dict
+from dreamjax.clock import Ramp
+from dreamjax.settings import Count, Positive, settings
+
+
+@settings
+class Field:
+    "A field."
+
+    width: Count = 64  # units
+    decay: Positive | None = None  # a rate
+
+
+@settings
+class Task:
+    "A task that notes what it is."
+
+    word: str = "none"
+    prompt: str = ""  # what to make
+    steps: Count = 100
+    rate: Positive = 1e-3
+    flag: bool = True
+    span: tuple[float, float] = (0.02, 0.98)
+    weights: str | None = None
+    weight: Ramp = Ramp(0.0, 1.0)
+    field: Field = Field()
+    fields: tuple[Field, ...] = (Field(1), Field(2))
+
+    def run(self, workdir):
+        CALLS.append((self, workdir))
+
+
+CALLS = []
 
 
 def get_config(word="none"):
-    return config_dict.ConfigDict(
-        dict(
-            task="dream", prompt="", steps=100, rate=1e-3, flag=True, word=word,
-            span=(0.02, 0.98), weights=None, field=dict(width=64, decay=None),
-        )
-    )
+    return Task(word)
 """
 
 
@@ -41,10 +69,16 @@ def config_file(tmp_path):
 
 @pytest.fixture
 def called(monkeypatch):
-    """Every task stores what it is called with instead of running."""
+    """Every task stores itself and its workdir instead of running."""
     calls = []
-    task = SimpleNamespace(run=lambda config, workdir: calls.append((config, workdir)))
-    monkeypatch.setattr(main_lib.tasks, "load", lambda name: task)
+    load = main_lib.load_config
+
+    def loaded(spec):
+        task = load(spec)
+        monkeypatch.setattr(type(task), "run", lambda self, workdir: calls.append((self, workdir)))
+        return task
+
+    monkeypatch.setattr(main_lib, "load_config", loaded)
     return calls
 
 
@@ -57,14 +91,22 @@ def test_overrides_reach_the_task(config_file, called, tmp_path):
         f"--config={config_file}:hello", "--config.prompt", "a red ball", "--config.steps=12",
         "--config.rate=1", "--noconfig.flag", "--config.span=(0.1,0.5)", "--config.weights=a.st",
         "--config.field.decay=1e-6", f"--workdir={tmp_path}/run", "--config.field.width=3",
+        "--config.weight.end=0.5", "--config.fields.1.width=7",
     )  # fmt: skip
     assert status == 0
-    [(config, workdir)] = called
-    assert config.to_dict() == dict(
-        task="dream", prompt="a red ball", steps=12, rate=1.0, flag=False, word="hello",
-        span=(0.1, 0.5), weights="a.st", field=dict(width=3, decay=1e-6),
-    )  # fmt: skip
-    assert config.is_locked and workdir == tmp_path / "run"
+    [(task, workdir)] = called
+    assert (task.word, task.prompt, task.steps, task.rate) == ("hello", "a red ball", 12, 1.0)
+    assert (task.flag, task.span, task.weights) == (False, (0.1, 0.5), "a.st")
+    assert (task.field.decay, task.field.width, task.weight.end) == (1e-6, 3, 0.5)
+    assert [field.width for field in task.fields] == [1, 7]
+    assert workdir == f"{tmp_path}/run"
+
+
+def test_parts_come_first_whatever_the_order(config_file, called):
+    args = ["--config.weight.end=0.25", "--config.field.width=3", "--config.field", "field"]
+    assert run(f"--config={config_file}", "--workdir=x", "--config.weight=3", *args) == 0
+    [(task, _)] = called
+    assert (task.weight.start, task.weight.end, task.field.width) == (3.0, 0.25, 3)
 
 
 @pytest.mark.parametrize(
@@ -72,21 +114,29 @@ def test_overrides_reach_the_task(config_file, called, tmp_path):
     [
         (["--config.stpes=3"], "unknown config key --config.stpes, did you mean config.steps?"),
         (["--config.field.widht=3"], "--config.field.widht, did you mean config.field.width?"),
-        (["--config.steps=abc"], "--config.steps=abc: expected int, as the default 100"),
-        (["--config.steps=1.5"], "--config.steps=1.5: expected int"),
-        (["--config.rate=fast"], "--config.rate=fast: expected float, as the default 0.001"),
-        (["--config.flag=maybe"], "--config.flag=maybe: expected bool"),
-        (["--config.field=3"], "--config.field is a group: set its values, as --config.field."),
+        (["--config.steps=abc"], "--config.steps=abc: expected a whole number, at least 1"),
+        (["--config.steps=1.5"], "--config.steps=1.5: expected a whole number"),
+        (["--config.steps=0"], "--config.steps is 0: expected at least 1"),
+        (["--config.rate=fast"], "--config.rate=fast: expected a number, above 0, as the default"),
+        (["--config.rate=-1"], "--config.rate is -1.0: expected above 0"),
+        (["--config.flag=maybe"], "--config.flag=maybe: expected true or false"),
+        (["--config.field=3"], "--config.field=3: there is no such part"),
+        (["--config.field.decay=0"], "--config.field.decay is 0.0: expected above 0"),
+        (["--config.fields.1.width=x"], "--config.fields.1.width=x: expected a whole number"),
+        (["--config.fields.2.width=3"], "--config.fields.2.width, did you mean config.fields."),
+        (["--config.span=(1,)"], "--config.span is (1,): expected 2 times a number"),
         (["--config.prompt=a", "red", "ball"], "unexpected argument 'red': quote values"),
         (["--worksdir=x"], "unknown flag --worksdir, did you mean workdir?"),
         (["--config.steps"], "--config.steps"),
+        ([f"--config.{'x' * 5000}=1"], "unknown config key --config.xxx"),
+        (["--config.prompt=" + "x" * 5000, "--config.steps=y"], "--config.steps=y"),
     ],
 )
 def test_a_mistyped_flag_is_one_line(config_file, called, capsys, args, says):
     assert run(f"--config={config_file}", "--workdir=/nowhere", *args) == 2
     out, err = capsys.readouterr()
     assert err.startswith("error: ") and err.count("\n") == 1 and says in err and not out
-    assert not called
+    assert not called and len(err) < 1000
 
 
 @pytest.mark.parametrize(
@@ -97,9 +147,9 @@ def test_a_mistyped_flag_is_one_line(config_file, called, capsys, args, says):
         ("import math\n\ndef get_config():\n    return math.no", "bad.py, line 4: AttributeError"),
         ("import nothing_like_this", "bad.py, line 1: ModuleNotFoundError"),
         ("x = 1", "no attribute 'get_config'"),
-        ("def get_config():\n    return {}", "must return an ml_collections.ConfigDict"),
-        (CONFIG.replace('task="dream",', ""), "the config has no `task`"),
-        (CONFIG.replace('"dream"', '"no such task"'), "unknown task 'no such task'"),
+        ("def get_config():\n    return {}", "get_config() must return a task"),
+        (CONFIG.replace("Task(word)", "Field()"), "get_config() must return a task"),
+        (CONFIG.replace("Task(word)", "Task(steps=0)"), "bad.py, line 37: steps is 0: expected"),
     ],
 )
 def test_a_bad_config_file_is_one_line(tmp_path, capsys, text, says):
@@ -107,19 +157,50 @@ def test_a_bad_config_file_is_one_line(tmp_path, capsys, text, says):
         (tmp_path / "bad.py").write_text(text)
     assert run(f"--config={tmp_path}/bad.py", "--workdir=/nowhere") == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: ") and err.count("\n") == 1 and says in err
+    assert err.startswith("error: ") and err.count("\n") == 1 and says in err, err
 
 
-def test_a_misspelt_config_file_is_suggested(config_file, capsys):
+def test_a_misspelt_config_is_suggested(config_file, capsys):
     assert run(f"--config={config_file.parent}/godo.py") == 2
     assert f"did you mean {config_file}?" in capsys.readouterr().err
+    assert run("--config=toybxo") == 2
+    assert "there is no config toybxo, did you mean toybox?" in capsys.readouterr().err
+
+
+def test_a_config_that_ships_goes_by_its_name(called, tmp_path):
+    assert run("--config=toybox", "--config.prompt=a red ball", f"--workdir={tmp_path}/x") == 0
+    assert run("--config=ddpm_digits:sample", f"--workdir={tmp_path}/y") == 0
+    (dream, _), (sample, _) = called
+    assert dream.prompt == "a red ball" and type(sample).__name__ == "Sample"
 
 
 def test_config_and_workdir_are_needed(config_file, capsys):
-    assert run() == 2
+    assert run("--workdir=x") == 2
     assert "error: --config is missing" in capsys.readouterr().err
     assert run(f"--config={config_file}") == 2
     assert "error: --workdir is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "args, prompt, workdir",
+    [
+        (["a red ball"], "a red ball", "runs/a-red-ball"),
+        (["a", "red", "ball"], "a red ball", "runs/a-red-ball"),
+        (["a", "ball", "--workdir=x"], "a ball", "x"),
+        (["红球"], "红球", "runs/prompts"),
+    ],
+)
+def test_a_dream_in_a_word(called, args, prompt, workdir):
+    assert run("dream", *args, "--config.steps=9") == 0
+    [(task, place)] = called
+    assert (task.prompt, task.steps, place) == (prompt, 9, workdir)
+
+
+def test_a_dream_needs_a_sentence(called, capsys):
+    assert run("dream") == 2
+    assert "dreamjax dream needs a sentence" in capsys.readouterr().err
+    assert run("dream", "--config.prompts=x.txt") == 0
+    assert called[0][0].prompts == "x.txt"
 
 
 @pytest.mark.parametrize(
@@ -130,45 +211,54 @@ def test_config_and_workdir_are_needed(config_file, capsys):
         (KeyboardInterrupt(), 130, ""),
     ],
 )
-def test_what_a_task_raises(config_file, monkeypatch, capsys, error, status, says):
-    def fail(config, workdir):
-        raise error
-
-    monkeypatch.setattr(main_lib.tasks, "load", lambda name: SimpleNamespace(run=fail))
+def test_what_a_task_raises(config_file, capsys, error, status, says):
+    config_file.write_text(CONFIG.replace("CALLS.append((self, workdir))", "raise ERROR[0]"))
+    sys.modules["dreamjax_test_error"] = module = type(sys)("dreamjax_test_error")
+    module.ERROR = [error]
+    config_file.write_text(config_file.read_text() + "\nfrom dreamjax_test_error import ERROR\n")
     assert run(f"--config={config_file}", "--workdir=x") == status
     assert capsys.readouterr().err.startswith(says)
 
 
-def test_a_bug_keeps_its_traceback(config_file, monkeypatch):
-    def fail(config, workdir):
-        raise RuntimeError("bug")
-
-    monkeypatch.setattr(main_lib.tasks, "load", lambda name: SimpleNamespace(run=fail))
-    with pytest.raises(RuntimeError):
+def test_a_bug_keeps_its_traceback(config_file):
+    config_file.write_text(CONFIG.replace("CALLS.append((self, workdir))", "1 / 0"))
+    with pytest.raises(ZeroDivisionError):
         run(f"--config={config_file}", "--workdir=x")
 
 
-def test_help_lists_the_configs_values(config_file, capsys):
+def test_help_lists_configs_and_explains_values(config_file, capsys):
     assert run("--help") == 0
-    assert "--workdir" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "--workdir" in out and re.search(r"^  toybox +Text to 3D on any machine", out, re.M)
+    assert run() == 0 and capsys.readouterr().out == out
     assert run(f"--config={config_file}", "--help", "--config.steps=7") == 0
     out = capsys.readouterr().out
-    assert "--config.steps=7" in out and "--config.field.width=64" in out
+    assert "--config.steps=7" in out and "--config.field.width=64\n      units" in out
+    assert run("dream", "--help") == 0
+    assert "--config.penalties.entropy.weight=" in capsys.readouterr().out
 
 
-def test_as_a_process_it_is_quick_and_quiet(config_file, tmp_path):
-    code = (
-        "import sys; from dreamjax.main import main; status = main(sys.argv);"
-        "heavy = {'jax', 'tensorflow', 'orbax', 'numpy'} & set(sys.modules);"
-        "print(sorted(heavy)); sys.exit(status)"
-    )
-    root = str(Path(__file__).resolve().parents[1])
+def test_version(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"dreamjax {__version__}\n"
+
+
+def test_as_a_process_it_is_quiet(config_file, tmp_path):
     args = [f"--config={config_file}", "--config.stpes=3", f"--workdir={tmp_path}/run"]
     done = subprocess.run(
-        [sys.executable, "-c", code, *args],
-        cwd=root, env=dict(os.environ, PYTHONPATH=root), capture_output=True, text=True,
+        [sys.executable, "-m", "dreamjax.main", *args],
+        cwd=ROOT, env=dict(os.environ, PYTHONPATH=str(ROOT)), capture_output=True, text=True,
     )  # fmt: skip
-    assert done.returncode == 2
+    assert done.returncode == 2 and not done.stdout
     assert done.stderr.count("\n") == 1 and "did you mean config.steps?" in done.stderr
-    assert done.stdout == "[]\n", "a mistake is told before anything heavy is imported"
     assert not (tmp_path / "run").exists()
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = (
+        "import sys, dreamjax, dreamjax.main;"
+        "print(sorted({'jax', 'tensorflow', 'orbax', 'transformers', 'scipy'} & set(sys.modules)))"
+    )
+    env = dict(os.environ, PYTHONPATH=str(ROOT))
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr

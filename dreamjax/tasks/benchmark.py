@@ -1,4 +1,4 @@
-"""`task = benchmark`: how fast this machine trains, samples and dreams, beside its matmul peak.
+"""Measure how fast this machine trains, samples and dreams, beside its matmul peak.
 
 Every row is timed as it is used, after compilation, the median of several calls. Its floating-point
 operations are XLA's own count of the compiled program (a sampler's are those of its network calls),
@@ -6,44 +6,42 @@ so "of peak" says how much of what a large matrix product reaches is put to use.
 """
 
 import dataclasses
-import functools
 import os
 import platform
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
-from dreamjax.config import build, check_workdir, write_atomic
-from dreamjax.distill.sds import SdsConfig, make_sds, sds_params
-from dreamjax.distill.step import StepConfig, init_scene, make_sds_step
-from dreamjax.priors import toybox
+from dreamjax.distill.step import init_state as init_dream
+from dreamjax.distill.step import make_sds_step
+from dreamjax.priors.base import Prompt
+from dreamjax.priors.sampling import Sampler, sample
+from dreamjax.priors.toybox import Toybox
+from dreamjax.settings import Range, settings
 from dreamjax.tasks import train_diffusion, train_prior
-from dreamjax.tasks.images import load
-from dreamjax.tasks.reading import init_heads
-from dreamjax.tasks.sampling import SamplerConfig, sample
+from dreamjax.tasks.dream import Dream, make_update
+from dreamjax.tasks.train_diffusion import Labelled, TrainDiffusion
+from dreamjax.tasks.train_prior import Pictures, TrainPrior
+from dreamjax.toybox.reading import init_heads
 from dreamjax.training import parallel
+from dreamjax.training.fit import Batch, Problem, make_step
 from dreamjax.training.metrics import Progress
-from dreamjax.training.optimizer import OptimizerConfig, apply_gradients, make_optimizer
-from dreamjax.training.state import init_prior_state
+from dreamjax.training.optimizer import Adam
+from dreamjax.training.state import init_state
+from dreamjax.workdir import claim, write_text
 
-SAMPLERS = (("ancestral", 100), ("ddim", 50), ("dpm_solver", 20))
-
-
-@dataclasses.dataclass(frozen=True)
-class BenchmarkConfig:
-    """What is timed: `repeats` calls of each; `digits` is the config of `train_diffusion`."""
-
-    repeats: int = 5
-    matmul: int = 2048
-    batch_size: int = 32
-    views: int = 4
-    render_size: int = 32
-    unet_dtype: str = "float32"
-    scene: StepConfig = StepConfig()
+SAMPLERS = (
+    Sampler(method="ancestral", steps=100),
+    Sampler(method="ddim", steps=50),
+    Sampler(method="dpm_solver", steps=20),
+)
+PROMPT = "a red ball"
 
 
 class Row(NamedTuple):
@@ -56,25 +54,31 @@ class Row(NamedTuple):
     flops: float
 
 
-def run(config, workdir: str) -> None:
-    """Time everything; prints the table and writes `benchmark.md`."""
-    settings = dict(config)
-    settings.pop("task")
-    digits = dict(settings.pop("digits"))
-    c = build(BenchmarkConfig, settings)
-    workdir = check_workdir(workdir, config)
-    parts = [_matmul, _prior_training, _prior_samplers, _dreaming]
-    parts = [functools.partial(part, c) for part in parts]
-    parts.append(functools.partial(_digits, c, digits))
-    rows = []
-    with Progress(len(parts), 0, show=()) as bar:
-        for number, part in enumerate(parts):
-            rows += part()
-            bar.update(number + 1)
-    text = table(rows)
-    write_atomic(workdir / "benchmark.md", text)
-    print(text)
-    print(f"wrote {workdir / 'benchmark.md'}")
+@settings
+class Benchmark:
+    """Times training, sampling and dreaming on this machine; writes benchmark.md."""
+
+    repeats: Annotated[int, Range(1, 1000)] = 5  # calls of each, of which the median counts
+    matmul: Annotated[int, Range(1, 65_536)] = 2048  # side of the square matrices of the peak
+    batch_size: Annotated[int, Range(1, 65_536)] = 32  # pictures trained on and drawn at a time
+    prior: Toybox = Toybox()  # the prior that is trained, drawn from and asked
+    dream: Dream = Dream()  # the dream whose last phase is timed
+    digits: TrainDiffusion = TrainDiffusion()  # the model of digits that is timed
+
+    def run(self, workdir: str | Path) -> None:
+        """Time everything; prints the table and writes `benchmark.md`."""
+        workdir = claim(workdir, self)
+        parts = (_matmul, _prior_training, _prior_samplers, _dreaming, _digits)
+        rows = []
+        with Progress(len(parts), 0, show=()) as bar:
+            for number, part in enumerate(parts):
+                bar.note(f"timing {part.__name__.strip('_').replace('_', ' ')} ...")
+                rows += part(self)
+                bar.update(number + 1)
+        text = table(rows)
+        write_text(workdir / "benchmark.md", text)
+        print(text)
+        print(f"wrote {workdir / 'benchmark.md'}")
 
 
 def timed(call: Callable, repeats: int) -> float:
@@ -88,133 +92,122 @@ def timed(call: Callable, repeats: int) -> float:
     return float(np.median(seconds))
 
 
+def timed_steps(step: Callable, state: PyTree, batch: PyTree, shared: tuple, repeats: int) -> float:
+    """Median seconds of a compiled step, each going on from the state before."""
+    latest = [state]
+
+    def call():
+        latest[0], metrics = step(latest[0], batch, *shared)
+        return metrics
+
+    return timed(call, repeats)
+
+
 def flops_of(function: Callable, *args) -> float:
     """Floating-point operations of one call, as XLA counts them (loops once: give it none)."""
-    cost = jax.jit(function).lower(*args).compile().cost_analysis()
+    cost: Any = jax.jit(function).lower(*args).compile().cost_analysis()
     return float((cost[0] if isinstance(cost, list) else cost).get("flops", np.nan))
 
 
-def _matmul(c: BenchmarkConfig) -> list[Row]:
-    n = c.matmul
+def _matmul(task: Benchmark) -> list[Row]:
+    n, dtype = task.matmul, task.prior.dtype
     count = jax.local_device_count()
     product = jax.pmap(lambda x: x @ x)
-    a = product(jnp.zeros((count, n, n), c.unet_dtype))
-    seconds = timed(lambda: product(a), c.repeats)
-    return [
-        Row(f"matmul {n} x {n}, {c.unet_dtype}", "products", count, seconds, 2.0 * n**3 * count)
-    ]
+    a = product(jnp.zeros((count, n, n), dtype))
+    seconds = timed(lambda: product(a), task.repeats)
+    return [Row(f"matmul {n} x {n}, {dtype}", "products", count, seconds, 2.0 * n**3 * count)]
 
 
-def _prior_training(c: BenchmarkConfig) -> list[Row]:
-    prior, params = _shipped(c)
-    settings = train_prior.TrainPriorConfig(batch_size=c.batch_size)
-    trained = params | {"heads": init_heads(prior.text)}
-    tx = make_optimizer(OptimizerConfig(), 1000)
-    devices = parallel.devices_for(c.batch_size)
-    step = parallel.pmap(train_prior.make_step(prior, settings, tx), devices)
-    size = prior.image_size
-    batch = train_prior.Batch(
-        np.arange(c.batch_size, dtype=np.int32),
-        np.zeros((c.batch_size, size, size, 3), np.uint8),
-        np.ones((c.batch_size, prior.text.length), np.int32),
+def _training(
+    task: Benchmark, name: str, net: Any, problem: Problem, params: PyTree, data: PyTree, cond
+) -> Row:
+    """A training step on a batch like `data`, as `training.fit` takes it."""
+    count = len(jax.tree.leaves(data)[0])
+    devices = parallel.devices_for(count)
+    tx = Adam().make(1000)
+    step = parallel.pmap(make_step(problem, tx, 0.999), devices)
+    batch = parallel.split_batch(Batch(np.arange(count, dtype=np.int32), data), devices)
+    state = init_state(jax.tree.map(jnp.array, params), tx, problem.memory)
+    state, key = parallel.replicate((state, jax.random.key(0)), devices)
+    seconds = timed_steps(step, state, batch, (key,), task.repeats)
+    x, t = jnp.zeros((count, *net.shape)), jnp.zeros(count, jnp.int32)
+
+    def loss(params):
+        return jnp.sum(net.predict(params, x, t, cond))
+
+    return Row(name, "images", count, seconds, flops_of(jax.grad(loss), params))
+
+
+def _prior_training(task: Benchmark) -> list[Row]:
+    net, params = task.prior.net, task.prior.load()
+    size, count = net.image_size, task.batch_size
+    data = Pictures(
+        np.zeros((count, size, size, 3), np.uint8), np.ones((count, net.text.length), np.int32)
     )
-    batch = parallel.split_batch(batch, devices)
-    held = list(parallel.replicate((init_prior_state(trained, tx), jax.random.key(0)), devices))
-
-    def call():
-        held[0], metrics = step(held[0], batch, held[1])
-        return metrics
-
-    x = jnp.zeros((c.batch_size, size, size, 3))
-    t = jnp.zeros(c.batch_size, jnp.int32)
-    text = prior.embed(params, ["a red ball"] * c.batch_size)
-    loss = lambda params: jnp.sum(prior.output(params, x, t, text))  # noqa: E731
-    flops = flops_of(jax.grad(loss), params)
-    seconds = timed(call, c.repeats)
-    name = f"training step of the shipped prior, {size} x {size}, batch {c.batch_size}"
-    return [Row(name, "images", c.batch_size, seconds, flops)]
+    trained = params | {"heads": init_heads(net.text.dim)}
+    problem = train_prior.make_problem(net, TrainPrior())
+    text = net.embed_texts(params, [PROMPT] * count)
+    name = f"training step of the shipped prior, {size} x {size}, batch {count}"
+    return [_training(task, name, net, problem, trained, data, text)]
 
 
-def _samplers(c: BenchmarkConfig, name, prior, params, prompts, guidance) -> list[Row]:
-    count = len(prompts)
-    shape = (count * (2 if guidance != 1.0 else 1), *prior.shape)
-    cond = prior.embed(params, prompts * (shape[0] // count))
-    x, t = jnp.zeros(shape), jnp.zeros(shape[0], jnp.int32)
-    flops = flops_of(lambda params: prior.output(params, x, t, cond), params)
+def _samplers(
+    task: Benchmark, name: str, net: Any, params: PyTree, prompts: list[str], guidance: float
+) -> list[Row]:
+    calls = len(prompts) * (2 if guidance != 1.0 else 1)
+    cond = net.embed_texts(params, prompts * (calls // len(prompts)))
+    x, t = jnp.zeros((calls, *net.shape)), jnp.zeros(calls, jnp.int32)
+    flops = flops_of(lambda params: net.predict(params, x, t, cond), params)
     rows = []
-    for sampler, steps in SAMPLERS:
-        config = SamplerConfig(sampler=sampler, steps=steps, guidance_scale=guidance)
-        call = lambda: sample(prior, params, prompts, jax.random.key(0), config)  # noqa: E731, B023
-        seconds = timed(call, min(c.repeats, 3))
+    for unguided in SAMPLERS:
+        sampler = dataclasses.replace(unguided, guidance_scale=guidance)
+
+        def call(sampler=sampler):
+            return sample(net, params, prompts, jax.random.key(0), sampler)
+
+        seconds = timed(call, min(task.repeats, 3))
         guided = f", guidance {guidance:g}" if guidance != 1.0 else ""
-        label = f"{name}: {sampler}, {steps} steps{guided}"
-        rows.append(Row(label, "images", count, seconds, flops * steps))
+        label = f"{name}: {sampler.method}, {sampler.steps} steps{guided}"
+        rows.append(Row(label, "images", len(prompts), seconds, flops * int(sampler.steps)))
     return rows
 
 
-def _prior_samplers(c: BenchmarkConfig) -> list[Row]:
-    prior, params = _shipped(c)
-    prompts = ["a red ball"] * c.batch_size
-    return _samplers(c, "shipped prior", prior, params, prompts, 4.0)
+def _prior_samplers(task: Benchmark) -> list[Row]:
+    net, params = task.prior.net, task.prior.load()
+    return _samplers(task, "shipped prior", net, params, [PROMPT] * task.batch_size, 4.0)
 
 
-def _digits(c: BenchmarkConfig, settings: dict) -> list[Row]:
-    settings = {k: v for k, v in settings.items() if k != "task"}
-    net = dict(settings.pop("net"))
-    digits = build(train_diffusion.TrainDiffusionConfig, settings)
-    data = load(digits.data, "train")
-    prior = train_diffusion.make_prior(digits, net, data)
-    tx = make_optimizer(digits.optimizer, digits.steps)
-    devices = parallel.devices_for(digits.batch_size)
-    step = parallel.pmap(train_diffusion.make_step(prior, digits, tx), devices)
-    batch = train_diffusion.Batch(
-        np.arange(digits.batch_size, dtype=np.int32),
-        np.zeros((digits.batch_size, *prior.shape), np.float32),
-        np.zeros(digits.batch_size, np.int32),
+def _dreaming(task: Benchmark) -> list[Row]:
+    prior, dream = task.prior, task.dream
+    phase, views = dream.phases[-1], dream.batch_views
+    devices = parallel.devices_for(views)
+    tx = dream.optimizer.make(dream.steps), dream.objective_optimizer.make(dream.steps)
+    frozen = dream.objective.load(prior, Prompt(PROMPT))
+    step = make_sds_step(
+        dream, prior, dream.objective, phase, dream.steps, make_update(*tx), parallel.mean
     )
-    state = train_diffusion.init_state(prior, tx, 0)
-    params = jax.tree.map(jnp.array, state.params)
-    batch = parallel.split_batch(batch, devices)
-    held = list(parallel.replicate((state, jax.random.key(0)), devices))
-
-    def call():
-        held[0], metrics = step(held[0], batch, held[1])
-        return metrics
-
-    x = jnp.zeros((digits.batch_size, *prior.shape))
-    t = label = jnp.zeros(digits.batch_size, jnp.int32)
-    flops = flops_of(jax.grad(lambda p: jnp.sum(prior.output(p, x, t, label))), params)
-    seconds = timed(call, c.repeats)
-    name = f"training step of the digits, batch {digits.batch_size}"
-    rows = [Row(name, "images", digits.batch_size, seconds, flops)]
-    return rows + _samplers(c, "digits", prior, params, ["3"] * c.batch_size, 1.0)
-
-
-def _dreaming(c: BenchmarkConfig) -> list[Row]:
-    prior, params = _shipped(c)
-    devices = parallel.devices_for(c.views)
-    objective = make_sds(prior, SdsConfig(), 1000)
-    tx = make_optimizer(OptimizerConfig(), 1000)
-    update = lambda *args: apply_gradients(tx, *args)  # noqa: E731
-    step = make_sds_step(objective, c.scene, update, parallel.mean, c.render_size, True)
+    key = jax.random.key(0)
+    state = init_dream(key, dream, dream.objective.init(key, prior, frozen), *tx)
+    state, *shared = parallel.replicate((state, frozen, key), devices)
+    index = parallel.split_indices(views, devices)
     step = parallel.pmap(step, devices, shared=2)
-    state = init_scene(jax.random.key(0), c.scene, tx)
-    told = sds_params(prior, params, "a red ball", "")
-    held = list(parallel.replicate((state, told, jax.random.key(0)), devices))
-    index = parallel.split_indices(c.views, devices)
-
-    def call():
-        held[0], metrics = step(held[0], index, held[1], held[2])
-        return metrics
-
-    name = f"dreaming step, {c.views} views of {c.render_size} x {c.render_size}, shaded"
-    return [Row(name, "views", c.views, timed(call, c.repeats), float("nan"))]
+    seconds = timed_steps(step, state, index, tuple(shared), task.repeats)
+    look = "shaded" if phase.lit else "in albedo"
+    name = f"dreaming step, {views} views of {phase.size} x {phase.size}, {look}"
+    return [Row(name, "views", views, seconds, float("nan"))]
 
 
-def _shipped(c: BenchmarkConfig):
-    prior, params = toybox.load()
-    unet = dataclasses.replace(prior.unet, dtype=c.unet_dtype)
-    return dataclasses.replace(prior, unet=unet), params
+def _digits(task: Benchmark) -> list[Row]:
+    digits, count = task.digits, task.digits.batch_size
+    net = train_diffusion.make_net(digits, digits.data.load("train"))
+    params = jax.jit(net.init)(jax.random.key(0))
+    data = Labelled(np.zeros((count, *net.shape), np.float32), np.zeros(count, np.int32))
+    problem = train_diffusion.make_problem(net, digits, flip=False)
+    label = jnp.zeros(count, jnp.int32) if net.classes else None
+    name = f"training step of the digits, batch {count}"
+    row = _training(task, name, net, problem, params, data, label)
+    prompts = [net.classes[0] if net.classes else ""] * task.batch_size
+    return [row, *_samplers(task, "digits", net, params, prompts, 1.0)]
 
 
 def table(rows: list[Row]) -> str:

@@ -1,4 +1,4 @@
-"""`task = tradeoff`: what guidance buys and costs: how right samples are, how alike they become.
+"""Measure what guidance buys and costs: how right samples are, how alike they become.
 
 Samples of every class are drawn with no guidance, with classifier-free guidance and with a
 classifier's gradient, at several scales. They are judged by a support vector machine that has only
@@ -7,45 +7,30 @@ distance between two samples of one class as a share of that between two held-ou
 """
 
 import dataclasses
-import io
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from dreamjax.config import build, check_workdir, write_atomic
+from dreamjax.data.base import Pictures
+from dreamjax.data.digits import Digits
+from dreamjax.data.images import Images
 from dreamjax.errors import UserError
-from dreamjax.export.files import write_bytes
 from dreamjax.export.sheet import grid, write_png
-from dreamjax.priors import classes, classifier
-from dreamjax.tasks.images import Images, ImagesConfig, load
-from dreamjax.tasks.sampling import SamplerConfig, sample
+from dreamjax.priors.classes import Classes
+from dreamjax.priors.classifier import Classifier
+from dreamjax.priors.sampling import Sampler, sample
+from dreamjax.settings import Home, Range, Seed, settings
+from dreamjax.tasks.likelihood import as_png, empty_figure
 from dreamjax.training.metrics import Progress
+from dreamjax.workdir import claim, write_bytes, write_text
 
 KINDS = ("none", "classifier-free", "classifier")
-
-
-@dataclasses.dataclass(frozen=True)
-class TradeoffConfig:
-    """What to draw: `per_class` samples a class at each scale of both kinds of guidance."""
-
-    seed: int = 0
-    weights: str = ""
-    classifier: str = ""
-    per_class: int = 50
-    guidance_scales: tuple[float, ...] = (1.5, 2.0, 3.0, 5.0)
-    classifier_scales: tuple[float, ...] = (0.5, 1.0, 2.0, 5.0)
-    sampler: SamplerConfig = SamplerConfig()
-    data: ImagesConfig = ImagesConfig()
-
-    def __post_init__(self):
-        if self.per_class < 2:
-            raise UserError(
-                f"per_class must be at least 2, to tell diversity; got {self.per_class}"
-            )
+Scale = Annotated[float, Range(0.0, 1e4)]
 
 
 class Row(NamedTuple):
@@ -58,69 +43,91 @@ class Row(NamedTuple):
     diversity: float
 
 
-def run(config, workdir: str) -> None:
-    """Draw and judge; prints the table and writes `tradeoff.json`, `.png`, and a grid each."""
-    settings = dict(config)
-    settings.pop("task")
-    c = build(TradeoffConfig, settings)
-    for name in ("weights", "classifier"):
-        if not getattr(c, name):
-            raise UserError(f"{name} is empty: name a safetensors file")
-    prior, params = classes.load(Path(c.weights).expanduser())
-    guide = classifier.load(Path(c.classifier).expanduser())
-    data, held_out = load(c.data, "train"), load(c.data, "held_out")
-    if (data.shape, data.classes) != (prior.shape, prior.classes):
-        raise UserError(f"the model is not one of {c.data.name}: image size or classes differ")
-    workdir = check_workdir(workdir, config)
-    judge = make_judge(data)
-    images, labels = held_out.rows(np.arange(held_out.count))
-    real = images / (held_out.levels - 1.0)
-    ceiling = float(np.mean(judge(real) == labels))
-    apart = spread(real, labels)
+@settings
+class Tradeoff:
+    """Accuracy and diversity of samples by scale of guidance; writes a table and a plot."""
 
-    settings = [("none", 1.0, c.sampler)]
-    for scale in c.guidance_scales:
-        guided = dataclasses.replace(c.sampler, guidance_scale=scale)
-        settings.append(("classifier-free", scale, guided))
-    for scale in c.classifier_scales:
-        guided = dataclasses.replace(c.sampler, classifier_scale=scale)
-        settings.append(("classifier", scale, guided))
-    wanted = np.repeat(np.arange(len(prior.classes)), c.per_class)
-    prompts = [prior.classes[label] for label in wanted]
-    rows = []
-    with Progress(len(settings) * len(prompts), 0, show=()) as bar:
-        for number, (kind, scale, sampler) in enumerate(settings):
-            done = number * len(prompts)
-            rgb = sample(
-                prior,
-                params,
-                prompts,
-                jax.random.key(c.seed),
-                sampler,
-                classifier=guide,
-                chunk=250,
-                drawn=lambda count, done=done: bar.update(done + count),
-            )
+    seed: Seed = 0  # of the samples
+    prior: Classes = Classes()  # the model, as task train_diffusion wrote it
+    classifier: Classifier = Classifier()  # its guide, as task train_classifier wrote it
+    per_class: Annotated[int, Range(2, 100_000)] = 50  # samples of each class at each scale
+    guidance_scales: tuple[Scale, ...] = (1.5, 2.0, 3.0, 5.0)  # of classifier-free guidance
+    classifier_scales: tuple[Scale, ...] = (0.5, 1.0, 2.0, 5.0)  # of the classifier's gradient
+    sampler: Sampler = Sampler()  # how samples are drawn; its own scales are not used
+    data: Annotated[Pictures, Home("dreamjax.data")] = Digits()  # what the judge learns from
+
+    def run(self, workdir: str | Path) -> None:
+        """Draw and judge; writes `tradeoff.json`, `tradeoff.md`, `tradeoff.png` and samples."""
+        empty_figure()  # tells a missing matplotlib before the work
+        net, params = self.prior.net, self.prior.load()
+        guide = (self.classifier, self.classifier.load())
+        data, held_out = self.data.load("train"), self.data.load("held_out")
+        if (data.shape, data.classes) != (net.shape, net.classes):
+            raise UserError(f"the model is not one of {data.name}: image size or classes differ")
+        judge = make_judge(data)
+        workdir = claim(workdir, self)
+        images, labels = held_out.rows(np.arange(held_out.count))
+        real = images / (held_out.levels - 1.0)
+        ceiling = float(np.mean(judge(real) == labels))
+        apart = spread(real, labels)
+        wanted = np.repeat(np.arange(len(net.classes)), self.per_class)
+        rows = []
+        for kind, scale, rgb in self._samples(net, params, guide, wanted):
             right = judge(rgb) == wanted
             error = float(np.sqrt(right.mean() * (1 - right.mean()) / len(right)))
-            diversity = spread(rgb, wanted) / apart
-            rows.append(Row(kind, scale, float(right.mean()), error, diversity))
-            shown = rgb.reshape(len(prior.classes), c.per_class, *rgb.shape[1:])[:, :10]
+            rows.append(Row(kind, scale, float(right.mean()), error, spread(rgb, wanted) / apart))
+            shown = rgb.reshape(len(net.classes), self.per_class, *rgb.shape[1:])[:, :10]
             picture = grid(shown.reshape(-1, *rgb.shape[1:]), columns=shown.shape[1], tile=48)
             write_png(workdir / f"samples_{kind.replace('-', '_')}_{scale:g}.png", picture)
-    text = table(rows, ceiling, held_out.count)
+        _report(workdir, rows, ceiling, held_out.count)
+
+    def _samples(self, net, params, guide, wanted) -> Iterator[tuple[str, float, np.ndarray]]:
+        """(kind of guidance, scale, pictures in [0, 1]) of every setting."""
+        settings = [("none", 1.0, self.sampler)]
+        for scale in self.guidance_scales:
+            guided = dataclasses.replace(self.sampler, guidance_scale=scale)
+            settings.append(("classifier-free", scale, guided))
+        for scale in self.classifier_scales:
+            guided = dataclasses.replace(self.sampler, classifier_scale=scale)
+            settings.append(("classifier", scale, guided))
+        prompts = [net.classes[label] for label in wanted]
+        with Progress(len(settings) * len(prompts), 0, show=()) as bar:
+            for number, (kind, scale, sampler) in enumerate(settings):
+                done = number * len(prompts)
+                bar.compiling(done)
+                rgb = sample(
+                    net,
+                    params,
+                    prompts,
+                    jax.random.key(self.seed),
+                    sampler,
+                    classifier=guide,
+                    chunk=250,
+                    drawn=lambda count, done=done: bar.update(done + count),
+                )
+                yield kind, scale, rgb
+
+
+def _report(workdir: Path, rows: list[Row], ceiling: float, count: int) -> None:
+    text = table(rows, ceiling, count)
     found = {"held_out_accuracy": ceiling, "rows": [row._asdict() for row in rows]}
-    write_atomic(workdir / "tradeoff.json", json.dumps(found, indent=1) + "\n")
-    write_atomic(workdir / "tradeoff.md", text)
+    write_text(workdir / "tradeoff.json", json.dumps(found, indent=1) + "\n")
+    write_text(workdir / "tradeoff.md", text)
     write_bytes(workdir / "tradeoff.png", plot(rows, ceiling))
     print(text)
     print(f"wrote {workdir / 'tradeoff.md'} and {workdir / 'tradeoff.png'}")
 
 
-def make_judge(data: Images):
-    """A function from images in [0, 1] to labels, learnt from the training pixels alone."""
-    from sklearn.svm import SVC  # slow to import
+def make_judge(data: Images) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from images in [0, 1] to labels, learnt from the training pixels alone.
 
+    Raises UserError where scikit-learn is not installed.
+    """
+    try:
+        from sklearn.svm import SVC  # slow to import
+    except ImportError as error:
+        message = 'the judge needs scikit-learn: pip install "dreamjax[diffusion]"'
+        raise UserError(message) from error
     images, labels = data.rows(np.arange(data.count))
     machine = SVC(C=10.0).fit((images / (data.levels - 1.0)).reshape(len(images), -1), labels)
     return lambda rgb: machine.predict(np.asarray(rgb, np.float64).reshape(len(rgb), -1))
@@ -153,9 +160,7 @@ def table(rows: list[Row], ceiling: float, count: int) -> str:
 
 def plot(rows: list[Row], ceiling: float) -> bytes:
     """Accuracy against diversity as a PNG, a curve for each kind of guidance."""
-    from matplotlib.figure import Figure  # slow to import
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = empty_figure(figsize=(6, 4))
     axes = figure.subplots()
     start = [row for row in rows if row.kind == "none"]
     for kind in KINDS[1:]:
@@ -168,6 +173,4 @@ def plot(rows: list[Row], ceiling: float) -> bytes:
     axes.set(xlabel="diversity (1: as held-out images)", ylabel="read as asked, %")
     axes.grid(alpha=0.3)
     axes.legend()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110)
-    return buffer.getvalue()
+    return as_png(figure)

@@ -1,4 +1,4 @@
-"""`task = train_diffusion`: train an ADM UNet on labelled images of any kind (`tasks.images`).
+"""Train an ADM UNet on labelled images of any kind (`dreamjax.data`).
 
 The network predicts eps, x_0, v or the posterior's mean, with a fixed or a learned variance, and is
 trained by the simple, the hybrid or the whole variational loss (`diffusion.losses`). Labels are
@@ -6,98 +6,106 @@ dropped now and then for classifier-free guidance.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int, Key
 
-from dreamjax.config import build, check_counts, check_workdir
+from dreamjax.data.base import Pictures
+from dreamjax.data.digits import Digits
+from dreamjax.data.images import Images, to_x
 from dreamjax.diffusion import losses, schedule, timesteps
 from dreamjax.errors import UserError
 from dreamjax.export.sheet import grid, write_png
 from dreamjax.nets.adm import ADMConfig
 from dreamjax.priors import classes
-from dreamjax.tasks.images import Images, ImagesConfig, ahead, load, to_x
-from dreamjax.tasks.sampling import SamplerConfig, check_sampler, sample
-from dreamjax.training import parallel
-from dreamjax.training.checkpoint import Checkpoints
-from dreamjax.training.loop import train
-from dreamjax.training.optimizer import OptimizerConfig, apply_gradients, make_optimizer
-from dreamjax.training.state import ema_update
+from dreamjax.priors.classes import ClassNet
+from dreamjax.priors.sampling import Sampler, check_sampler, sample
+from dreamjax.settings import Count, Dtype, Home, NonNegative, Range, settings
+from dreamjax.training.fit import Problem, Seen, Training, fit
+from dreamjax.training.optimizer import Decay
 
-SCHEDULES = {
-    # Made for 1000 steps; with fewer, each adds as much more noise (guided-diffusion's scaling).
-    "linear": lambda steps: schedule.linear(steps, 0.1 / steps, 20.0 / steps),
-    "scaled_linear": schedule.scaled_linear,
-    "cosine": schedule.cosine,
-}
-LOSSES = ("simple", "hybrid", "vlb")
-COUNTS = ("steps", "batch_size", "steps_per_dispatch")
-COUNTS += ("log_every", "eval_every", "eval_examples", "checkpoint_every")
+Channels = Annotated[int, Range(1, 4096)]
+Blocks = Annotated[int, Range(1, 32)]
+Side = Annotated[int, Range(1, 1024)]
 
 
-@dataclasses.dataclass(frozen=True)
-class ScheduleConfig:
-    """The betas: `shape` is one of `SCHEDULES`, rescaled with `zero_terminal_snr`."""
+@settings
+class NoiseSchedule:
+    """The betas of the diffusion process."""
 
-    shape: str = "linear"
-    steps: int = 1000
-    zero_terminal_snr: bool = False
+    shape: Literal["linear", "scaled_linear", "cosine"] = "linear"  # how they grow
+    steps: Annotated[int, Range(1, 100_000)] = 1000  # timesteps T
+    zero_terminal_snr: bool = False  # rescale them so that nothing of x_0 is left at T-1
+
+    def __post_init__(self):
+        self.make()
 
     def make(self) -> schedule.Schedule:
-        """The schedule; raises UserError for an unknown shape or a wrong number of steps."""
-        if self.shape not in SCHEDULES:
-            known = ", ".join(SCHEDULES)
-            raise UserError(f"schedule.shape is {self.shape!r}: expected one of {known}")
-        made = SCHEDULES[self.shape](self.steps)
+        """Return the schedule; raises UserError for too few steps."""
+        if self.shape == "linear":
+            # Made for 1000 steps; with fewer, each adds as much more noise (guided-diffusion).
+            made = schedule.linear(self.steps, 0.1 / self.steps, 20.0 / self.steps)
+        elif self.shape == "scaled_linear":
+            made = schedule.scaled_linear(self.steps)
+        else:
+            made = schedule.cosine(self.steps)
         return schedule.zero_terminal_snr(made) if self.zero_terminal_snr else made
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainDiffusionConfig:
-    """Everything about a training run but the network; intervals are in steps.
+@settings
+class Adm:
+    """The layout of an ADM UNet (arXiv 2105.05233), but for what follows from the data."""
 
-    `min_snr_gamma` 0 is no weighting, `v_weighting` weighs any prediction's simple loss as v's;
-    `by_importance` draws t by the losses seen (arXiv 2102.09672 section 3.3), else evenly.
-    """
-
-    seed: int = 0
-    steps: int = 2000
-    batch_size: int = 64
-    prediction: str = "eps"
-    variance: str = "fixed_large"
-    loss: str = "simple"
-    vlb_weight: float = 0.001
-    min_snr_gamma: float = 0.0
-    v_weighting: bool = False
-    by_importance: bool = False
-    class_dropout: float = 0.0
-    ema_decay: float = 0.999
-    steps_per_dispatch: int = 1
-    log_every: int = 50
-    eval_every: int = 500
-    eval_examples: int = 256
-    checkpoint_every: int = 250
-    data: ImagesConfig = ImagesConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    sampler: SamplerConfig = SamplerConfig()
-    samples_per_class: int = 8
+    channels: Channels = ADMConfig.channels  # at the finest level, times its factor
+    channel_mults: tuple[Blocks, ...] = ADMConfig.channel_mults  # a factor a level
+    res_blocks: Blocks = ADMConfig.res_blocks  # a level on the way down, one more on the way up
+    attention_sizes: tuple[Side, ...] = ADMConfig.attention_sizes  # sides in pixels with attention
+    heads: Annotated[int, Range(1, 256)] = ADMConfig.heads  # of attention, where head_dim is 0
+    head_dim: Annotated[int, Range(0, 1024)] = ADMConfig.head_dim  # channels a head; 0: by heads
+    split_qkv_first: bool = ADMConfig.split_qkv_first  # the order of q, k and v
+    resblock_updown: bool = ADMConfig.resblock_updown  # blocks change the size, else convolutions
+    scale_shift_norm: bool = ADMConfig.scale_shift_norm  # time and class scale and shift a norm
+    dropout: Decay = ADMConfig.dropout  # share of activations dropped in a block in training
+    dtype: Dtype = "float32"  # of the network's activations
 
     def __post_init__(self):
-        check_counts(self, *COUNTS)
-        for name in ("class_dropout", "ema_decay"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise UserError(f"{name} must be in [0, 1); got {getattr(self, name)}")
-        for name in ("vlb_weight", "min_snr_gamma", "samples_per_class"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} must be at least 0; got {getattr(self, name)}")
-        if self.loss not in LOSSES:
-            raise UserError(f"loss is {self.loss!r}: expected one of {', '.join(LOSSES)}")
-        if self.loss == "hybrid" and self.variance in ("fixed_small", "fixed_large"):
+        if not 1 <= len(self.channel_mults) <= 8:
+            raise UserError(f"channel_mults is {self.channel_mults}: expected 1 to 8 factors")
+
+    def make(self, **follow) -> ADMConfig:
+        """Return the whole layout; raises UserError for sizes that do not fit together."""
+        return ADMConfig(
+            **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, **follow
+        )
+
+
+@settings
+class TrainDiffusion(Training):
+    """Train a diffusion model of labelled images; writes model.safetensors."""
+
+    prediction: Literal["eps", "x0", "v", "mean"] = "eps"  # what the network gives
+    variance: Literal["fixed_small", "fixed_large", "learned", "learned_range"] = "fixed_large"
+    """of p(x_{t-1} | x_t): beta-tilde, beta, any, or between the two"""
+    loss: Literal["simple", "hybrid", "vlb"] = "simple"  # hybrid is simple + vlb_weight * vlb
+    vlb_weight: NonNegative = 0.001  # of the variational bound in the hybrid loss
+    min_snr_gamma: NonNegative = 0.0  # of the min-SNR weighting (arXiv 2303.09556); 0: none
+    v_weighting: bool = False  # weigh any prediction's simple loss as v's
+    by_importance: bool = False  # draw t by the losses seen (arXiv 2102.09672 section 3.3)
+    class_dropout: Decay = 0.0  # share of labels dropped, for classifier-free guidance
+    eval_examples: Count = 256  # held-out images that the loss is measured on
+    data: Annotated[Pictures, Home("dreamjax.data")] = Digits()  # what is trained on
+    schedule: NoiseSchedule = NoiseSchedule()  # the diffusion process
+    net: Adm = Adm()  # the network
+    sampler: Sampler = Sampler()  # of the pictures drawn with each evaluation
+    samples_per_class: Annotated[int, Range(0, 100)] = 8  # pictures of each of ten classes; 0: none
+
+    def __post_init__(self):
+        if self.loss == "hybrid" and not self.variance.startswith("learned"):
             raise UserError(
                 f"loss is 'hybrid', which needs a learned variance: it is {self.variance!r}"
             )
@@ -112,199 +120,144 @@ class TrainDiffusionConfig:
         if self.min_snr_gamma and self.v_weighting:
             raise UserError("min_snr_gamma and v_weighting are two weightings: set one")
 
+    def run(self, workdir: str | Path) -> None:
+        """Train, from the newest checkpoint in `workdir` on, and write `model.safetensors`."""
+        data, held_out = self.data.load("train"), self.data.load("held_out")
+        net = make_net(self, data)
+        if self.samples_per_class:
+            check_sampler(net.schedule, self.sampler)
+        workdir = self.claim(workdir)
+        measure = _evaluator(net, self, held_out)
 
-class State(NamedTuple):
-    """What a run carries from step to step; `memory` are the losses seen, by t."""
+        def save(params) -> Path:
+            classes.save(workdir / "model.safetensors", net, params)
+            return workdir / "model.safetensors"
 
-    step: Int[Array, ""]
-    params: Any
-    ema: Any
-    opt_state: optax.OptState
-    memory: timesteps.SecondMoment
+        def evaluate(params, done: int) -> dict[str, float]:
+            if self.samples_per_class:
+                _write_samples(net, params, self, workdir / "samples" / f"{done:07d}.png")
+            return {"held_out_loss": measure(params)}
 
-
-class Batch(NamedTuple):
-    """Examples with their number in the global batch: images in [-1, 1] and labels."""
-
-    index: Int[Array, "*b"]
-    x_0: Array
-    label: Int[Array, "*b"]
-
-
-def run(config, workdir: str) -> None:
-    """Train, from the newest checkpoint in `workdir` on, and write `model.safetensors`."""
-    settings = dict(config)
-    settings.pop("task")
-    net_settings = dict(settings.pop("net", {}))
-    c = build(TrainDiffusionConfig, settings)
-    data, held_out = load(c.data, "train"), load(c.data, "held_out")
-    prior = make_prior(c, net_settings, data)
-    if c.samples_per_class:
-        check_sampler(prior.schedule, c.sampler)
-    devices = parallel.devices_for(c.batch_size)
-    workdir = check_workdir(workdir, config, harmless=("log_every", "checkpoint_every"))
-    tx = make_optimizer(c.optimizer, c.steps)
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    state = init_state(prior, tx, c.seed)
-    state = checkpoints.restore_latest(state) or state
-
-    step_fn = parallel.pmap(parallel.scan(make_step(prior, c, tx)), devices)
-    batches = batches_of(c, data, devices)
-    evaluate = _evaluator(prior, c, held_out)
-    state, base_key = parallel.replicate((state, jax.random.key(c.seed)), devices)
-
-    def after(done, state, bar, log):
-        ema = parallel.first_copy(state.ema)
-        if done % c.checkpoint_every < c.steps_per_dispatch or done == c.steps:
-            classes.save(workdir / "model.safetensors", prior, ema)
-        if done % c.eval_every < c.steps_per_dispatch or done == c.steps:
-            loss = evaluate(ema)
-            log.scalars(done, {"held_out_loss": loss})
-            bar.note(f"step {done}: held_out_loss {loss:.4f}")
-            _show_samples(prior, ema, c, workdir / "samples" / f"{done:07d}.png")
-
-    train(
-        lambda step, state: step_fn(state, batches(step), base_key),
-        state,
-        workdir,
-        checkpoints,
-        steps=c.steps,
-        steps_per_dispatch=c.steps_per_dispatch,
-        log_every=c.log_every,
-        checkpoint_every=c.checkpoint_every,
-        show=("loss", "grad_norm"),
-        after=after,
-    )
-    print(f"wrote {workdir / 'model.safetensors'}")
+        fit(
+            self,
+            workdir,
+            make_problem(net, self, data.flip),
+            init=lambda: jax.jit(net.init)(jax.random.key(self.seed)),
+            data=lambda: fetcher(data, self.seed, self.batch_size),
+            save=save,
+            evaluate=evaluate,
+        )
 
 
-def make_prior(c: TrainDiffusionConfig, net: dict, data: Images) -> classes.ClassPrior:
+class Labelled(NamedTuple):
+    """Images in [-1, 1] and their labels."""
+
+    x_0: Float[Array | np.ndarray, "b h w c"]
+    label: Int[Array | np.ndarray, " b"]
+
+
+def make_net(task: TrainDiffusion, data: Images) -> ClassNet:
     """The model that fits the data: its size, channels and classes follow from them."""
     height, _, channels = data.shape
-    follow = {
-        "image_size": height,
-        "in_channels": channels,
+    net = task.net.make(
+        image_size=height,
+        in_channels=channels,
         # One more stands for any class, where labels are dropped.
-        "num_classes": len(data.classes) + bool(data.classes and c.class_dropout > 0),
-        "learns_variance": c.variance.startswith("learned"),
-    }
-    if given := sorted(set(net) & set(follow)):
-        raise UserError(f"config.net.{given[0]} follows from the data and cannot be set")
-    return classes.ClassPrior(
-        net=build(ADMConfig, {**net, **follow}, "config.net"),
-        schedule=c.schedule.make(),
-        prediction=c.prediction,
-        variance=c.variance,
-        classes=data.classes,
-        levels=data.levels,
+        num_classes=len(data.classes) + bool(data.classes and task.class_dropout > 0),
+        learns_variance=task.variance.startswith("learned"),
     )
+    schedule = task.schedule.make()
+    return ClassNet(net, schedule, task.prediction, task.variance, data.classes, data.levels)
 
 
-def init_state(prior: classes.ClassPrior, tx, seed: int) -> State:
-    """The state before the first step; the average starts as a copy of the parameters."""
-    params = jax.jit(prior.init)(jax.random.key(seed))
-    ema = jax.tree.map(jnp.array, params)
-    memory = timesteps.second_moment(prior.schedule.num_steps)
-    return State(jnp.zeros((), jnp.int32), params, ema, tx.init(params), memory)
+def fetcher(data: Images, seed: int, batch_size: int) -> Callable[[int], Labelled]:
+    """A function from a step to its batch, rows drawn evenly from (seed, step)."""
+
+    def fetch(step: int) -> Labelled:
+        rows = np.random.default_rng([seed, step]).integers(data.count, size=batch_size)
+        images, labels = data.rows(rows)
+        return Labelled(to_x(images, data.levels), labels)
+
+    return fetch
 
 
-def batches_of(c, data: Images, devices):
-    """A function from step to what `steps_per_dispatch` steps from there are fed."""
-    shape = (c.steps_per_dispatch, c.batch_size)
-    index = np.broadcast_to(np.arange(c.batch_size, dtype=np.int32), shape)
-
-    def fetch(step: int):
-        draws = [np.random.default_rng([c.seed, step + i]) for i in range(shape[0])]
-        rows = np.stack([draw.integers(data.count, size=shape[1]) for draw in draws])
-        images, labels = data.rows(rows.reshape(-1))
-        x_0 = to_x(images, data.levels).reshape(*shape, *data.shape)
-        batch = Batch(index, x_0, labels.reshape(shape))
-        return parallel.split_batch(batch, devices, c.steps_per_dispatch)
-
-    return ahead(fetch, c.steps_per_dispatch)
-
-
-def losses_of(prior, c: TrainDiffusionConfig, net, x_0, t, eps) -> Array:
-    """The configured loss of each example, before any weighting for how t was drawn."""
-    p, of = prior.parameterisation, prior.schedule
-    if c.loss == "hybrid":
-        return losses.hybrid_loss(net, of, p, x_0, t, eps, c.vlb_weight, prior.levels)
-    if c.loss == "vlb":
-        return losses.vlb_loss(net, of, p, x_0, t, eps, prior.levels)
-    loss = losses.prediction_loss(net, of, p, x_0, t, eps)
-    if c.min_snr_gamma > 0:
-        loss = loss * losses.min_snr_weight(of, c.prediction, t, c.min_snr_gamma)
-    if c.v_weighting:
-        loss = loss * losses.v_weight(of, c.prediction, t)
+def losses_of(net: ClassNet, task: TrainDiffusion, predict: Callable, x_0, t, eps) -> Array:
+    """The task's loss of each example, before any weighting for how t was drawn."""
+    p, of = net.parameterisation, net.schedule
+    if task.loss == "hybrid":
+        return losses.hybrid_loss(predict, of, p, x_0, t, eps, task.vlb_weight, net.levels)
+    if task.loss == "vlb":
+        return losses.vlb_loss(predict, of, p, x_0, t, eps, net.levels)
+    loss = losses.prediction_loss(predict, of, p, x_0, t, eps)
+    if task.min_snr_gamma > 0:
+        loss = loss * losses.min_snr_weight(of, task.prediction, t, task.min_snr_gamma)
+    if task.v_weighting:
+        loss = loss * losses.v_weight(of, task.prediction, t)
     return loss
 
 
-def make_step(prior: classes.ClassPrior, c: TrainDiffusionConfig, tx):
-    """One step on one device's share of the batch; example i draws from fold_in(step key, i)."""
-    num_steps = prior.schedule.num_steps
+def make_problem(net: ClassNet, task: TrainDiffusion, flip: bool) -> Problem:
+    """What `fit` trains; with `by_importance` it remembers the losses seen, by t."""
+    num_steps = net.schedule.num_steps
 
-    def draw(key, x_0, label, p_t):
+    def draw(key: Key[Array, ""], x_0: Any, label: Any, memory) -> tuple[Any, Any, Any, Any, Array]:
         key_t, key_eps, key_drop, key_flip = jax.random.split(key, 4)
-        if c.by_importance:
-            t, weight = timesteps.by_importance(key_t, (), p_t)
+        if task.by_importance:
+            t, weight = timesteps.by_importance(key_t, (), timesteps.probabilities(memory))
         else:
             t, weight = timesteps.uniform(key_t, (), 0, num_steps), jnp.ones(())
-        if c.data.flip:
+        if flip:
             x_0 = jnp.where(jax.random.bernoulli(key_flip), x_0[:, ::-1], x_0)
-        if prior.null_class is not None:
-            dropped = jax.random.bernoulli(key_drop, c.class_dropout)
-            label = jnp.where(dropped, prior.null_class, label)
+        if net.null_class is not None:
+            dropped = jax.random.bernoulli(key_drop, task.class_dropout)
+            label = jnp.where(dropped, net.null_class, label)
         return x_0, label, t, weight, jax.random.normal(key_eps, x_0.shape)
 
-    def step(state: State, batch: Batch, base_key):
-        step_key = jax.random.fold_in(base_key, state.step)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, batch.index)
-        p_t = timesteps.probabilities(state.memory)
-        drawn = jax.vmap(draw, (0, 0, 0, None))(keys, batch.x_0, batch.label, p_t)
+    def loss(params, data: Labelled, keys, memory) -> Seen:
+        drawn = jax.vmap(draw, (0, 0, 0, None))(keys, data.x_0, data.label, memory)
         x_0, label, t, weight, eps = drawn
-        label = label if prior.classes else None
+        label = label if net.classes else None
         # Dropout's masks alone depend on how many devices share the batch.
         dropout = jax.random.fold_in(keys[0], 4)
 
-        def loss_fn(params):
-            net = lambda x_t, t: prior.output(params, x_t, t, label, dropout)  # noqa: E731
-            each = losses_of(prior, c, net, x_0, t, eps)
-            return jnp.mean(weight * each), each
+        def predict(x_t, t):
+            return net.predict(params, x_t, t, label, dropout)
 
-        (loss, each), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        loss, grads = parallel.mean((loss, grads))
-        params, opt_state, metrics = apply_gradients(tx, grads, loss, state.params, state.opt_state)
-        ema = ema_update(state.ema, params, c.ema_decay, state.step + 1)
-        memory = state.memory
-        if c.by_importance:
-            memory = timesteps.remember(memory, *parallel.gather((t, each)))
-        return State(state.step + 1, params, ema, opt_state, memory), {"loss": loss, **metrics}
+        each = losses_of(net, task, predict, x_0, t, eps)
+        mean = jnp.mean(weight * each)
+        return Seen(mean, {"loss": mean}, (t, each) if task.by_importance else ())
 
-    return step
+    if not task.by_importance:
+        return Problem(loss)
+
+    def remember(memory, seen):
+        return timesteps.remember(memory, *seen)
+
+    return Problem(loss, timesteps.second_moment(num_steps), remember)
 
 
-def _evaluator(prior, c: TrainDiffusionConfig, data: Images):
-    """The configured loss of the averaged weights on held-out images, fixed t and eps."""
-    count = min(c.eval_examples, data.count)
+def _evaluator(net: ClassNet, task: TrainDiffusion, data: Images) -> Callable:
+    """The task's loss of given weights on held-out images, fixed t and eps."""
+    count = min(task.eval_examples, data.count)
     rows = np.linspace(0, data.count - 1, count).astype(int)
     images, label = data.rows(rows)
     x_0 = jnp.asarray(to_x(images, data.levels))
-    label = jnp.asarray(label) if prior.classes else None
-    t = jnp.arange(count) * prior.schedule.num_steps // count
-    eps = jax.random.normal(jax.random.key(c.seed + 1), x_0.shape)
+    label = jnp.asarray(label) if net.classes else None
+    t = jnp.arange(count) * net.schedule.num_steps // count
+    eps = jax.random.normal(jax.random.key(task.seed + 1), x_0.shape)
 
     @jax.jit
     def evaluate(params):
-        net = lambda x_t, t: prior.output(params, x_t, t, label)  # noqa: E731
-        return jnp.mean(losses_of(prior, c, net, x_0, t, eps))
+        def predict(x_t, t):
+            return net.predict(params, x_t, t, label)
+
+        return jnp.mean(losses_of(net, task, predict, x_0, t, eps))
 
     return lambda params: float(evaluate(params))
 
 
-def _show_samples(prior, params, c: TrainDiffusionConfig, path) -> None:
-    if c.samples_per_class:
-        names = prior.classes[:10] or ("",)
-        prompts = [name for name in names for _ in range(c.samples_per_class)]
-        rgb = sample(prior, params, prompts, jax.random.key(c.seed), c.sampler)
-        path.parent.mkdir(exist_ok=True)
-        write_png(path, grid(rgb, columns=c.samples_per_class))
+def _write_samples(net: ClassNet, params, task: TrainDiffusion, path: Path) -> None:
+    names = net.classes[:10] or ("",)
+    prompts = [name for name in names for _ in range(task.samples_per_class)]
+    rgb = sample(net, params, prompts, jax.random.key(task.seed), task.sampler)
+    write_png(path, grid(rgb, columns=task.samples_per_class))

@@ -2,16 +2,13 @@
 
 import re
 import time
-from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
 
+from dreamjax.config import replaced
 from dreamjax.main import load_config
-from dreamjax.tasks import benchmark
 from dreamjax.tasks.benchmark import Row, flops_of, table, timed
-
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "benchmark.py"
 
 
 def test_operations_of_a_matrix_product():
@@ -38,10 +35,17 @@ def test_the_table_states_shares_of_the_first_row():
 @pytest.mark.slow
 def test_everything_is_timed(tmp_path, quick_compilation):
     """The smallest of everything: what matters is that what the tasks run is what is timed."""
-    config = load_config(str(CONFIG))
-    config.repeats, config.matmul, config.views, config.render_size = 1, 64, 2, 8
-    config.batch_size = config.digits.batch_size = 2
-    benchmark.run(config, tmp_path / "out")
+    task = load_config("benchmark")
+    small = {
+        "repeats": 1,
+        "matmul": 64,
+        "batch_size": 2,
+        "dream.batch_views": 2,
+        "dream.phases.1.size": 8,
+        "digits.batch_size": 2,
+    }
+    replaced(task, small).run(tmp_path / "out")
     text = (tmp_path / "out" / "benchmark.md").read_text()
+    assert "dreaming step, 2 views of 8 x 8, shaded" in text
     rates = [float(rate) for rate in re.findall(r"\| ([0-9.e+]+) (?:images|views) \|", text)]
     assert len(rates) == 9 and min(rates) > 0.0

@@ -5,49 +5,63 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamjax.config import build
+from dreamjax.data.digits import Digits
+from dreamjax.data.images import to_x
 from dreamjax.diffusion import losses, timesteps
-from dreamjax.tasks import train_diffusion
-from dreamjax.tasks.images import load, to_x
+from dreamjax.tasks.train_diffusion import (
+    Adm,
+    NoiseSchedule,
+    TrainDiffusion,
+    fetcher,
+    make_net,
+    make_problem,
+)
 from dreamjax.training import parallel
-from dreamjax.training.optimizer import OptimizerConfig, make_optimizer
+from dreamjax.training.fit import Batch, make_step
+from dreamjax.training.optimizer import Adam
+from dreamjax.training.state import init_state
 
 CHUNK = 32
 
 
 def trained(steps=200):
     """A small network of the digits after a few steps of the hybrid loss, and the digits."""
-    settings = dict(variance="learned_range", loss="hybrid", schedule=dict(shape="cosine"))
-    c = build(train_diffusion.TrainDiffusionConfig, settings)
-    data = load(c.data, "train")
-    net = dict(channels=32, channel_mults=(1,), res_blocks=1, attention_sizes=())
-    prior = train_diffusion.make_prior(c, net, data)
-    tx = make_optimizer(OptimizerConfig(learning_rate=2e-3), steps)
+    task = TrainDiffusion(
+        variance="learned_range",
+        loss="hybrid",
+        schedule=NoiseSchedule(shape="cosine"),
+        net=Adm(32, channel_mults=(1,), res_blocks=1, attention_sizes=()),
+    )
+    data = Digits().load("train")
+    net = make_net(task, data)
+    tx = Adam(learning_rate=2e-3).make(steps)
     devices = jax.devices()[:1]
-    step = parallel.pmap(train_diffusion.make_step(prior, c, tx), devices)
-    state = train_diffusion.init_state(prior, tx, 0)
+    step = make_step(make_problem(net, task, flip=False), tx, task.ema_decay)
+    step = parallel.pmap(step, devices)
+    state = init_state(jax.jit(net.init)(jax.random.key(0)), tx)
     state, key = parallel.replicate((state, jax.random.key(0)), devices)
-    index = np.arange(c.batch_size, dtype=np.int32)
+    index = np.arange(task.batch_size, dtype=np.int32)
+    fetch = fetcher(data, 0, task.batch_size)
     for number in range(steps):
-        rows = np.random.default_rng(number).integers(data.count, size=c.batch_size)
-        images, labels = data.rows(rows)
-        batch = train_diffusion.Batch(index, to_x(images, data.levels), labels)
+        batch = Batch(index, fetch(number))
         state, _ = step(state, parallel.split_batch(batch, devices), key)
-    return prior, parallel.first_copy(state).params, data
+    return net, parallel.first_copy(state).params, data
 
 
 @pytest.mark.slow
 def test_importance_lowers_the_variance_of_the_bounds_gradient():
     """Of all parameters together, and without moving its mean (arXiv 2102.09672 section 3.3)."""
-    prior, params, data = trained()
-    T = prior.schedule.num_steps
+    net, params, data = trained()
+    T = net.schedule.num_steps
 
     def term(params, row, t, weight):
         x_0, label, eps = row
-        net = lambda x_t, t: prior.output(params, x_t, t, label[None])  # noqa: E731
-        p = prior.parameterisation
-        loss = losses.vlb_loss(net, prior.schedule, p, x_0[None], t[None], eps[None], prior.levels)
-        return weight * loss[0]
+
+        def predict(x_t, t):
+            return net.predict(params, x_t, t, label[None])
+
+        p, one = net.parameterisation, (x_0[None], t[None], eps[None])
+        return weight * losses.vlb_loss(predict, net.schedule, p, *one, net.levels)[0]
 
     each = jax.jit(jax.vmap(term, (None, 0, 0, 0)))
     gradients = jax.vmap(jax.grad(term), (None, 0, 0, 0))

@@ -9,18 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import config_dict
 
-from dreamjax.config import build
 from dreamjax.errors import UserError
 from dreamjax.priors import toybox as toybox_prior
+from dreamjax.priors.sampling import Sampler
 from dreamjax.tasks import train_prior
-from dreamjax.tasks.reading import CLASSES
+from dreamjax.tasks.train_prior import Captioned, TextSize, TrainPrior, UNetSize
+from dreamjax.toybox.reading import CLASSES
 from dreamjax.training.metrics import Progress
+from dreamjax.training.optimizer import Adam
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-UNET = dict(
+UNET = UNetSize(
     channels=8,
     channel_mults=(1, 2),
     down_blocks=(1,),
@@ -31,28 +32,22 @@ UNET = dict(
 )
 
 
-def make_config(data_dir, **changes):
-    config = config_dict.ConfigDict(
-        dict(
-            task="train_prior",
-            seed=2,
-            steps=4,
-            batch_size=4,
-            log_every=1,
-            eval_every=4,
-            eval_examples=64,
-            checkpoint_every=2,
-            steps_per_dispatch=1,
-            warm_start="",
-            data=dict(size=16, dir=str(data_dir), counts=(128, 64, 64), on_device=False),
-            unet=UNET,
-            optimizer=dict(learning_rate=1e-3, clip_norm=1.0),
-            sample_captions=("a red ball",),
-            sample_steps=2,
-        )
+def make_task(data_dir, **changes):
+    task = TrainPrior(
+        seed=2,
+        steps=4,
+        batch_size=4,
+        log_every=1,
+        eval_every=4,
+        eval_examples=64,
+        checkpoint_every=2,
+        data=Captioned(size=16, dir=str(data_dir), counts=(128, 64, 64)),
+        unet=UNET,
+        optimizer=Adam(clip_norm=1.0),
+        sample_captions=("a red ball",),
+        sampler=Sampler(steps=2, guidance_scale=4.0),
     )
-    config.update(changes)
-    return config
+    return dataclasses.replace(task, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +58,7 @@ def data_dir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def straight(data_dir, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "straight"
-    train_prior.run(make_config(data_dir), workdir)
+    make_task(data_dir).run(workdir)
     return workdir
 
 
@@ -72,8 +67,8 @@ def tensors(workdir):
 
 
 def test_a_run_leaves_weights_that_load_and_samples(straight):
-    prior, params = toybox_prior.load(straight / "prior.safetensors")
-    assert prior.image_size == 16 and prior.prediction == "v"
+    net, params = toybox_prior.load(straight / "prior.safetensors")
+    assert net == make_task("anywhere").net and net.image_size == 16
     assert any(np.abs(p).max() > 0 for p in jax.tree.leaves(params["unet"]["conv_out"]))
     assert (straight / "samples" / "0000004.png").exists()
     log = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
@@ -95,9 +90,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(data_dir, straight, tmp_path, monkeyp
 
     monkeypatch.setattr(Progress, "update", stop_at_3)
     with pytest.raises(KeyboardInterrupt):
-        train_prior.run(make_config(data_dir), tmp_path / "stopped")
+        make_task(data_dir).run(tmp_path / "stopped")
     monkeypatch.setattr(Progress, "update", update)
-    train_prior.run(make_config(data_dir), tmp_path / "stopped")
+    make_task(data_dir).run(tmp_path / "stopped")
     for ours, theirs in zip(tensors(tmp_path / "stopped"), tensors(straight), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -105,28 +100,29 @@ def test_a_stopped_run_goes_on_bit_for_bit(data_dir, straight, tmp_path, monkeyp
 @pytest.mark.slow
 def test_a_warm_start_needs_the_same_architecture(data_dir, straight, tmp_path):
     weights = str(straight / "prior.safetensors")
-    config = make_config(data_dir, warm_start=weights, steps=1)
-    train_prior.run(config, tmp_path / "warm")
-    config.unet.channels = 16
+    task = make_task(data_dir, warm_start=weights, steps=1)
+    task.run(tmp_path / "warm")
+    wider = dataclasses.replace(task, unet=dataclasses.replace(UNET, channels=16))
     with pytest.raises(UserError, match="another architecture"):
-        train_prior.run(config, tmp_path / "other")
+        wider.run(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.slow
 def test_a_network_that_grows_by_blocks_begins_as_good_as_it_was(data_dir, straight):
     weights = str(straight / "prior.safetensors")
     small, params = toybox_prior.load(weights)
-    settings = make_config(data_dir, warm_start=weights, late_t=0.0).to_dict()
-    settings["unet"] = {**UNET, "down_blocks": (2,), "middle_blocks": 2, "up_blocks": (3,)}
-    del settings["task"]
-    c = build(train_prior.TrainPriorConfig, settings)
-    grown = dataclasses.replace(small, unet=c.unet)
-    more = train_prior._start(grown, c)
+    unet = dataclasses.replace(UNET, down_blocks=(2,), middle_blocks=2, up_blocks=(3,))
+    task = make_task(data_dir, warm_start=weights, late_t=0.0, unet=unet)
+    grown = task.net
+    more = train_prior._start(grown, task)
     assert len(jax.tree.leaves(more)) > len(jax.tree.leaves(params))
     x = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
     t = jnp.array([30, 700])
-    text = small.embed(params, ["a red ball", "a blue car"])
-    np.testing.assert_array_equal(small.output(params, x, t, text), grown.output(more, x, t, text))
+    text = small.embed_texts(params, ["a red ball", "a blue car"])
+    np.testing.assert_array_equal(
+        small.predict(params, x, t, text), grown.predict(more, x, t, text)
+    )
 
 
 def test_rows_are_drawn_as_often_as_their_factor_says():
@@ -141,7 +137,36 @@ def test_rows_are_drawn_as_often_as_their_factor_says():
 
 @pytest.mark.slow
 def test_pictures_drawn_on_the_device(data_dir, tmp_path):
-    config = make_config(data_dir, steps=1)
-    config.data.on_device = True
-    train_prior.run(config, tmp_path / "drawn")
+    data = Captioned(size=16, dir="/nowhere", on_device=True, textureless=2.0)
+    make_task(data_dir, steps=2, steps_per_dispatch=2, data=data).run(tmp_path / "drawn")
     assert (tmp_path / "drawn" / "prior.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "make, says",
+    [
+        (lambda: UNetSize(patch=0), "patch is 0: expected at least 1"),
+        (lambda: UNetSize(channels=20), "channels is 20: expected a multiple of 8"),
+        (lambda: UNetSize(channels=10**9), "channels is 1000000000"),
+        (lambda: UNetSize(middle_blocks=10**9), "middle_blocks is 1000000000"),
+        (lambda: UNetSize(down_blocks=(1,)), "down_blocks is .*: expected one number for each"),
+        (
+            lambda: UNetSize(attention_levels=(3,)),
+            "attention_levels has 3: expected levels below 3",
+        ),
+        (lambda: UNetSize(head_dim=48), "multiple of head_dim, 48"),
+        (lambda: UNetSize(dtype="int8"), "dtype is 'int8'"),
+        (lambda: TextSize(dim=30), "dim is 30: expected a multiple of heads, 4"),
+        (lambda: TrainPrior(data=Captioned(size=20)), "size is 20: expected a multiple of 8"),
+        (lambda: Captioned(emphasis=(("hous", 2.0),)), "no kind is 'hous'"),
+        (lambda: Captioned(textureless=0.0), "textureless is 0.0: expected above 0"),
+        (lambda: TrainPrior(eval_examples=1), "eval_examples is 1: expected at least 64"),
+        (
+            lambda: TrainPrior(sample_captions=("a ball",), sampler=Sampler(steps=2000)),
+            r"steps must be in 1\.\.1000; got 2000",
+        ),
+    ],
+)
+def test_values_that_cannot_be_meant(make, says):
+    with pytest.raises(UserError, match=says):
+        make()

@@ -1,62 +1,63 @@
-"""`--config.prompts=FILE`: many dreams in one go, every line of a file in a folder of its own."""
+"""Many dreams in one go: every line of a file in a folder of its own, and a page of them all."""
 
 import dataclasses
 import itertools
-import json
-import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Protocol, cast
 
 import jax
 
-from dreamjax.config import CONFIG_FILE, check_workdir, release_workdir, to_plain
 from dreamjax.errors import UserError
 from dreamjax.export.index import Entry, summary, write_index
 from dreamjax.export.report import duration
 from dreamjax.training.loop import spent
+from dreamjax.workdir import CONFIG_FILE, claim, release, resolved, slug, stored_task
 
 INDEX = "index.html"
 
 
-def run_prompts(config, workdir: str | Path, dream: Callable, harmless: tuple[str, ...]) -> None:
-    """Call `dream(config, folder)` for each prompt of the file `config.prompts` that has no mesh.
+class Prompted(Protocol):
+    """A task that makes something of a `prompt`, or of all those of the file `prompts`."""
 
-    Folders lie in `workdir`, as `003-a-red-ball`; a prompt that has one keeps it, wherever the
-    file names it by now. A failure is told, and the next prompt taken; `index.html` shows how far
-    things are. `harmless` keys of the config may have changed since the last time, and the file
-    too. Raises UserError for a file without prompts, and at the end where a prompt failed.
+    @property
+    def prompt(self) -> str:
+        """What to make."""
+        ...
+
+    @property
+    def prompts(self) -> str:
+        """A file with one prompt a line."""
+        ...
+
+    def run(self, workdir: str | Path) -> None:
+        """Make it, in a folder."""
+        ...
+
+    def is_complete(self, folder: Path) -> bool:
+        """Whether a folder holds all that its run leaves behind."""
+        ...
+
+
+def run_prompts(task: Prompted, workdir: str | Path, harmless: tuple[str, ...]) -> None:
+    """Run `task` for each prompt of its file that is not finished, and keep `index.html` current.
+
+    Folders lie in `workdir`, as `003-a-red-ball`; a prompt that has one keeps it, wherever the file
+    names it by now. A failure is told, and the next prompt taken. `harmless` values may have
+    changed since the last time, and the file too. Raises UserError for a file without prompts, and
+    at the end where a prompt failed.
     """
-    settings = to_plain(config)
-    file, prompt = settings.pop("prompts"), settings["prompt"]
-    if prompt:
-        raise UserError(f"prompt is {prompt!r} and prompts is {file!r}: give one of them")
-    prompts = read_prompts(file)
-    workdir = check_workdir(workdir, config, harmless=(*harmless, "prompts"))
-    entries = []
-    for prompt, place in zip(prompts, places(workdir, prompts), strict=True):
-        state = "done" if finished(place, {**settings, "prompt": prompt}) else "waiting"
+    prompts = read_prompts(task.prompts)
+    workdir = claim(workdir, task, (*harmless, "prompts"))
+    entries, tasks = [], []
+    for prompt, place in zip(prompts, places(workdir, prompts, type(task)), strict=True):
+        tasks.append(dataclasses.replace(cast(Any, task), prompt=prompt, prompts=""))
+        state = "done" if tasks[-1].is_complete(place) else "waiting"
         entries.append(Entry(prompt, place, state, spent(place)))
-    took = []
-    for number, entry in enumerate(entries):
-        if entry.state == "done":
-            continue
-        left = sum(other.state == "waiting" for other in entries[number:])
-        guess = f" (about {duration(left * sum(took) / len(took))} left)" if took else ""
-        print(f"[{number + 1}/{len(entries)}] {entry.prompt} -> {entry.folder}{guess}", flush=True)
-        _tell(workdir, entries, number, "running")
-        began = time.monotonic()
-        try:
-            message = attempt(dream, {**settings, "prompt": entry.prompt}, entry.folder)
-        except KeyboardInterrupt:
-            _tell(workdir, entries, number, "stopped")
-            print(f"stopped at prompt {number + 1} of {len(entries)}; the same command goes on")
-            raise
-        _tell(workdir, entries, number, "failed" if message else "done", message)
-        if not message:
-            took.append(time.monotonic() - began)
+    _run_all(workdir, entries, tasks)
     write_index(workdir / INDEX, entries)
     print(table(entries))
     print(f"wrote {workdir / INDEX}")
@@ -68,10 +69,31 @@ def run_prompts(config, workdir: str | Path, dream: Callable, harmless: tuple[st
         )
 
 
-def attempt(dream: Callable, config: dict, folder: str | Path) -> str:
-    """Make one dream of several; returns what went wrong, also said on stderr, empty if nothing."""
+def _run_all(workdir: Path, entries: list[Entry], tasks: list[Prompted]) -> None:
+    took: list[float] = []
+    for number, entry in enumerate(entries):
+        if entry.state == "done":
+            continue
+        left = sum(other.state == "waiting" for other in entries[number:])
+        guess = f" (about {duration(left * sum(took) / len(took))} left)" if took else ""
+        print(f"[{number + 1}/{len(entries)}] {entry.prompt} -> {entry.folder}{guess}", flush=True)
+        _note(workdir, entries, number, "running")
+        began = time.monotonic()
+        try:
+            message = attempt(tasks[number], entry.folder)
+        except KeyboardInterrupt:
+            _note(workdir, entries, number, "stopped")
+            print(f"stopped at prompt {number + 1} of {len(entries)}; the same command goes on")
+            raise
+        _note(workdir, entries, number, "failed" if message else "done", message)
+        if not message:
+            took.append(time.monotonic() - began)
+
+
+def attempt(task: Prompted, folder: str | Path) -> str:
+    """Run one task of several; returns what went wrong, also said on stderr, empty if nothing."""
     try:
-        dream(config, folder)
+        task.run(folder)
     except UserError as error:
         message = " ".join(str(error).split())
     except Exception as error:
@@ -80,7 +102,7 @@ def attempt(dream: Callable, config: dict, folder: str | Path) -> str:
     else:
         return ""
     finally:
-        release_workdir(folder)
+        release(folder)
         # jax.pmap's cache holds its programs for good: 130 MB a dream, and memory mappings of which
         # Linux grants a process enough for 25.
         jax.clear_caches()
@@ -88,7 +110,7 @@ def attempt(dream: Callable, config: dict, folder: str | Path) -> str:
     return message
 
 
-def _tell(workdir: Path, entries: list[Entry], number: int, state: str, message: str = "") -> None:
+def _note(workdir: Path, entries: list[Entry], number: int, state: str, message: str = "") -> None:
     """Change one entry, and the page."""
     entry = entries[number]
     seconds = spent(entry.folder)
@@ -101,8 +123,10 @@ def read_prompts(path: str) -> list[str]:
 
     Raises UserError for a file that cannot be read, holds none, or holds one twice.
     """
+    if not path:
+        raise UserError("prompts is empty: name a file with one prompt a line")
     try:
-        text = Path(path).expanduser().read_text("utf-8-sig")
+        text = resolved(path).read_text("utf-8-sig")
     except OSError as error:
         raise UserError(f"cannot read prompts, {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -120,14 +144,9 @@ def read_prompts(path: str) -> list[str]:
     return list(lines)
 
 
-def slug(prompt: str) -> str:
-    """A prompt as part of a folder's name."""
-    return re.sub(r"[^a-z0-9]+", "-", prompt.lower())[:60].strip("-")
-
-
-def places(workdir: Path, prompts: Sequence[str]) -> list[Path]:
+def places(workdir: Path, prompts: Sequence[str], kind: type) -> list[Path]:
     """The folder of each prompt: the one that it has, or a new one named by number and words."""
-    taken = prompts_of(workdir)
+    taken = prompts_of(workdir, kind)
     known = {prompt: place for place, prompt in taken.items()}
     for number, prompt in enumerate(prompts, 1):
         if prompt not in known:
@@ -137,27 +156,14 @@ def places(workdir: Path, prompts: Sequence[str]) -> list[Path]:
     return [known[prompt] for prompt in prompts]
 
 
-def prompts_of(folder: Path) -> dict[Path, str]:
-    """The runs of `task = dream` in a folder, by name, with their prompts."""
+def prompts_of(folder: Path, kind: type) -> dict[Path, str]:
+    """The runs of tasks of a kind in a folder's subfolders, by name, with their prompts."""
     found = {}
     for path in sorted(folder.glob(f"*/{CONFIG_FILE}")):
-        try:
-            settings = json.loads(path.read_text())
-        except ValueError as error:
-            raise UserError(f"cannot read {path}: {error}") from error
-        if settings.get("task") == "dream":
-            found[path.parent] = settings["prompt"]
+        task = stored_task(path.parent)
+        if isinstance(task, kind):
+            found[path.parent] = task.prompt
     return found
-
-
-def finished(place: Path, settings: dict) -> bool:
-    """Whether `place` holds what the run of these settings leaves behind, its mesh included."""
-    path = place / CONFIG_FILE
-    return (
-        path.exists()
-        and json.loads(path.read_text()) == settings
-        and all((place / name).exists() for name in ("report.html", "mesh.glb"))
-    )
 
 
 def table(entries: Sequence[Entry]) -> str:

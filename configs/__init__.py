@@ -1,0 +1,1 @@
+"""The settings that ship; `dreamjax --help` lists them."""

@@ -1,0 +1,158 @@
+"""Training the prior of named things: it learns, it resumes bit for bit, it writes what it says."""
+
+import csv
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+pytest.importorskip("numba")
+
+from dreamjax.data.meshes import Drawing  # noqa: E402
+from dreamjax.errors import UserError  # noqa: E402
+from dreamjax.priors import objects  # noqa: E402
+from dreamjax.priors.sampling import Sampler  # noqa: E402
+from dreamjax.tasks import train_objects  # noqa: E402
+from dreamjax.tasks.train_objects import NamedThings, TrainObjects  # noqa: E402
+from dreamjax.tasks.train_prior import UNetSize  # noqa: E402
+from dreamjax.training.metrics import Progress  # noqa: E402
+from dreamjax.training.optimizer import Adam  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+STEPS = 160
+UNET = UNetSize(
+    channels=16,
+    channel_mults=(1,),
+    down_blocks=(),
+    middle_blocks=1,
+    up_blocks=(),
+    attention_levels=(0,),
+    head_dim=8,
+)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory) -> TrainObjects:
+    """A run on squares of two colours, from an .npz file with its .csv."""
+    folder = tmp_path_factory.mktemp("meshes")
+    corners = np.array([[0, -1, -1], [0, 1, -1], [0, 1, 1], [0, -1, 1]], np.float16) * 0.5
+    np.savez(
+        folder / "things.npz",
+        vertices=np.concatenate([corners, corners]),
+        faces=np.array([[0, 1, 2], [2, 3, 0]] * 2, np.uint16),
+        colors=np.array([[180, 60, 40]] * 2 + [[40, 160, 60]] * 2, np.uint8),
+        vertex_count=np.array([4, 4]),
+        face_count=np.array([2, 2]),
+    )
+    with (folder / "things.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["phrase", "creator", "model"])
+        rows.writerows([["a brick", "A", "1"], ["a leaf", "A", "2"]])
+    return TrainObjects(
+        steps=STEPS,
+        batch_size=8,
+        log_every=5,
+        checkpoint_every=80,
+        eval_every=STEPS,
+        eval_pictures=32,
+        data=NamedThings(
+            meshes=str(folder),
+            dir=str(tmp_path_factory.mktemp("cache")),
+            drawing=Drawing(views=6, size=16),
+            toybox_pictures=0,
+        ),
+        size=8,
+        unet=UNET,
+        text_dim=16,
+        text_layers=0,
+        optimizer=Adam(learning_rate=5e-3, b2=0.99, clip_norm=1.0),
+        sample_captions=("a brick", "a unicorn"),
+        sampler=Sampler(steps=2, guidance_scale=3.0),
+    )
+
+
+@pytest.fixture(scope="module")
+def workdir(task, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    task.run(folder)
+    return folder
+
+
+def test_the_loss_falls_on_pictures_that_it_was_not_trained_on(task, workdir):
+    measure = train_objects.make_evaluator(task.net, task, task.mixture.validation(32))
+    before = measure(jax.jit(task.net.init)(jax.random.key(task.seed)))
+    after = measure(objects.load(workdir / "prior.safetensors")[1])
+    assert set(after) == {"views_loss", "pairs_loss"}
+    for kind in after:
+        assert after[kind] < 0.85 * before[kind]
+
+
+def test_it_writes_losses_and_samples(workdir):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert {"views_loss", "pairs_loss"} <= set(rows[-1]) and "loss" in rows[0]
+    assert (workdir / "samples" / f"{STEPS:07d}.png").exists()
+
+
+def test_its_words_are_those_of_its_meshes_and_of_the_toybox(task, workdir):
+    net = objects.read_net(workdir / "prior.safetensors")
+    assert net == task.net and {"brick", "leaf", "snowman", "purple"} <= set(net.vocabulary)
+
+
+def test_a_run_that_was_stopped_repeats_itself_exactly(task, workdir, tmp_path, monkeypatch):
+    update = Progress.update
+
+    def stopping(self, step, *rest):
+        update(self, step, *rest)
+        if step == 90:
+            raise RuntimeError("power cut")
+
+    monkeypatch.setattr(Progress, "update", stopping)
+    with pytest.raises(RuntimeError, match="power cut"):
+        task.run(tmp_path)
+    monkeypatch.setattr(Progress, "update", update)
+    task.run(tmp_path)
+    ends = [objects.load(folder / "prior.safetensors")[1] for folder in (tmp_path, workdir)]
+    for a, b in zip(*map(jax.tree.leaves, ends), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_pictures_are_of_the_caption_camera_and_look(task, workdir):
+    net, params = objects.load(workdir / "prior.safetensors")
+    cameras = np.array([[0.0, 10.0], [90.0, 10.0], [0.0, 10.0]])
+    rgb = train_objects.sample_views(
+        net,
+        params,
+        ["a brick", "a brick", "a leaf"],
+        cameras,
+        np.array([1, 1, 2]),
+        jax.random.key(0),
+        task.sampler,
+    )
+    assert rgb.shape == (3, 8, 8, 3) and (rgb >= 0).all() and (rgb <= 1).all()
+
+
+def test_larger_pictures_begin_with_the_weights_of_smaller_ones(task, workdir):
+    weights = str(workdir / "prior.safetensors")
+    larger = dataclasses.replace(task, size=16, warm_start=weights)
+    found = train_objects.first_params(larger)
+    for a, b in zip(*map(jax.tree.leaves, (found, objects.load(weights)[1])), strict=True):
+        np.testing.assert_array_equal(a, b)
+    other = dataclasses.replace(larger, text_dim=32)
+    with pytest.raises(UserError, match="of a network of other sizes"):
+        train_objects.first_params(other)
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"text_dropout": 0.95}, "at most 1 together"),
+        ({"size": 24}, "expected a divisor of data.drawing.size, 16"),
+        ({"sampler": Sampler(method="ancestral")}, "only ddim"),
+    ],
+)
+def test_settings_that_cannot_be_meant(task, change, says):
+    with pytest.raises(UserError, match=says):
+        dataclasses.replace(task, **change)

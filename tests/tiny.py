@@ -1,0 +1,34 @@
+"""The smallest prior of the toybox's kind, which nobody trained."""
+
+import functools
+from pathlib import Path
+
+import jax
+
+from dreamjax.nets.text import TextConfig
+from dreamjax.nets.unet import UNetConfig
+from dreamjax.priors import toybox
+from dreamjax.toybox.captions import VOCABULARY
+
+
+@functools.cache
+def _tiny(size: int):
+    unet = UNetConfig(
+        channels=8,
+        channel_mults=(1, 2),
+        down_blocks=(1,),
+        up_blocks=(1,),
+        middle_blocks=1,
+        attention_levels=(1,) if size > 8 else (),
+        head_dim=8,
+        text_dim=16,
+    )
+    text = TextConfig(len(VOCABULARY), dim=16, layers=1, heads=2)
+    net = toybox.ToyboxNet(unet, text, VOCABULARY, image_size=size)
+    return net, jax.jit(net.init)(jax.random.key(3))
+
+
+def write_tiny_prior(path: Path, size: int = 16) -> Path:
+    """Write its weights and return the path."""
+    toybox.save(path, *_tiny(size))
+    return path
