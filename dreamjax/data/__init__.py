@@ -1,0 +1,1 @@
+"""Pictures to train on: those of named meshes, with the captions that go with them."""

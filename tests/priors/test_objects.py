@@ -1,0 +1,199 @@
+"""The prior that is told the camera: words, views, and its file."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamjax.errors import UserError
+from dreamjax.nets.text import TextConfig
+from dreamjax.nets.unet import UNetConfig
+from dreamjax.priors import objects
+from dreamjax.priors.base import Prompt
+from dreamjax.scene.camera import Camera
+from dreamjax.scene.views import Views
+
+WORDS = ("a", "box", "cherries", "cow", "fire", "fish", "gold", "of", "pine", "tree", "truck")
+VOCABULARY = ("", objects.PLURAL, *WORDS)
+
+
+def tiny() -> objects.ObjectsNet:
+    return objects.ObjectsNet(
+        unet=UNetConfig(
+            channels=8,
+            channel_mults=(1, 2),
+            down_blocks=(1,),
+            middle_blocks=1,
+            up_blocks=(1,),
+            attention_levels=(1,),
+            head_dim=8,
+            text_dim=16,
+        ),
+        text=TextConfig(len(VOCABULARY), length=6, dim=16, layers=0),
+        vocabulary=VOCABULARY,
+        image_size=8,
+    )
+
+
+@pytest.fixture(scope="module")
+def net_and_params(quick_compilation):
+    """A network that is not zero at its output, as it is before training."""
+    net = tiny()
+    rng = np.random.default_rng(1)
+    params = jax.device_get(jax.jit(net.init)(jax.random.key(0)))
+    # In numbers that float16 can hold, so that a file holds them too.
+    noisy = jax.tree.map(lambda x: x + 0.2 * rng.normal(size=x.shape), params)
+    return net, jax.tree.map(lambda x: x.astype(np.float16).astype(np.float32), noisy)
+
+
+@partial(jax.jit, static_argnums=0)
+def output(net, params, *condition):
+    text = net.condition(params, *condition)
+    z_t = jax.random.normal(jax.random.key(2), (1, *net.shape))
+    return net.predict(params, z_t, jnp.array([500]), text)
+
+
+def told(net, params, prompt="a cow", azimuth=0.0, elevation=10.0, look=0, camera=True):
+    """The network's output when told these."""
+    ids = jnp.asarray(net.tokenise(prompt))[None]
+    angles = jnp.array([azimuth]), jnp.array([elevation])
+    return np.asarray(output(net, params, ids, *angles, jnp.array([look]), jnp.array([camera])))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"azimuth": 180.0},
+        {"azimuth": -90.0},
+        {"elevation": 60.0},
+        {"look": 2},
+        {"camera": False},
+        {"prompt": "a truck"},
+        {"prompt": ""},
+    ],
+)
+def test_every_thing_that_it_is_told_counts(net_and_params, change):
+    net, params = net_and_params
+    base = told(net, params)
+    assert np.abs(told(net, params, **change) - base).max() > 1e-3
+
+
+def test_left_is_told_from_right_and_a_turn_is_no_change(net_and_params):
+    net, params = net_and_params
+    left, right = (told(net, params, azimuth=a) for a in (90.0, -90.0))
+    assert np.abs(left - right).max() > 1e-3
+    np.testing.assert_allclose(told(net, params, azimuth=450.0), left, atol=1e-4)
+
+
+def test_a_camera_that_is_not_told_does_not_count(net_and_params):
+    net, params = net_and_params
+    a, b = (told(net, params, azimuth=a, elevation=a, camera=False) for a in (0.0, 70.0))
+    np.testing.assert_array_equal(a, b)
+
+
+def test_text_may_be_embedded_once_and_told_the_view_later(net_and_params):
+    net, params = net_and_params
+    ids = net.ids(["a cow", "fire truck"])
+    rest = (
+        jnp.array([0.0, 90.0]),
+        jnp.array([0.0, 20.0]),
+        jnp.array([0, 1]),
+        jnp.array([True, True]),
+    )
+    whole = jax.jit(net.condition)(params, ids, *rest)
+    later = jax.jit(net.with_view)(params["view"], jax.jit(net.embed_ids)(params, ids), *rest)
+    np.testing.assert_array_equal(whole.tokens, later.tokens)
+    np.testing.assert_array_equal(whole.mask, later.mask)
+    assert whole.tokens.shape == (2, 6 + 3, 16) and whole.mask[:, -3:].all()
+    assert not jax.jit(net.condition)(params, 0 * ids, *rest).mask[:, :-3].any()
+
+
+@pytest.mark.parametrize(
+    "text, pieces",
+    [
+        ("A fire-truck.", ["a", "fire", "truck"]),
+        ("an firetruck", ["a", "fire", "truck"]),
+        ("pine trees", ["pine", "tree", "##s"]),
+        ("firetrucks", ["fire", "truck", "##s"]),
+        ("boxes of goldfish", ["box", "##s", "of", "gold", "fish"]),
+        ("a cherry", ["a", "cherries"]),
+        ("", []),
+    ],
+)
+def test_words_are_read_as_pieces(text, pieces):
+    ids = objects.tokenise(text, VOCABULARY, 6)
+    assert [VOCABULARY[i] for i in ids if i] == pieces and ids.shape == (6,)
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("a pine tre", "'tre'; the nearest it knows: tree"),
+        ("a zebu", "'zebu'"),
+        ("a cow of a cow of a cow", "8 words; the prior reads 6"),
+    ],
+)
+def test_what_it_cannot_read_is_told(text, says):
+    with pytest.raises(UserError, match=says):
+        tiny().tokenise(text)
+
+
+def test_a_saved_prior_is_the_same_again(tmp_path, net_and_params):
+    net, params = net_and_params
+    objects.save(tmp_path / "p.safetensors", net, params)
+    found, loaded = objects.load(tmp_path / "p.safetensors")
+    assert found == net
+    np.testing.assert_array_equal(told(found, loaded), told(net, params))
+
+
+def test_another_kind_of_file_is_refused(tmp_path):
+    (tmp_path / "p.safetensors").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="cannot read weights"):
+        objects.load(tmp_path / "p.safetensors")
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    net = tiny()
+    with pytest.raises(UserError, match="13 pieces"):
+        objects.ObjectsNet(net.unet, TextConfig(5, dim=16), VOCABULARY)
+    with pytest.raises(UserError, match="text_dim is 16, text.dim 32"):
+        objects.ObjectsNet(net.unet, TextConfig(len(VOCABULARY), dim=32), VOCABULARY)
+
+
+def views(azimuth, elevation, lit, textureless) -> Views:
+    azimuth, elevation = jnp.array(azimuth), jnp.array(elevation)
+    camera = Camera(None, None, None, azimuth, elevation)
+    return Views(camera, jnp.arange(len(azimuth)), jnp.array(lit), jnp.array(textureless))
+
+
+def test_as_a_prior_it_tells_the_network_each_view(tmp_path, net_and_params):
+    net, params = net_and_params
+    objects.save(tmp_path / "p.safetensors", net, params)
+    prior = objects.Objects(str(tmp_path / "p.safetensors"), image_size=8)
+    params = prior.load()
+    embedded = prior.embed(params, Prompt("a cow", "a truck"))
+    seen = views([0.0, 120.0, 10.0], [5.0, 40.0, 80.0], [0.0, 1.0, 1.0], [0.0, 0.0, 1.0])
+    found = jax.jit(prior.condition)(embedded, seen)
+    ids = net.ids(["a cow"] * 3)
+    angles, looks = (seen.camera.azimuth, seen.camera.elevation), jnp.arange(3)
+    told = jnp.ones(3, bool)
+    condition = jax.jit(net.condition)
+    cond = condition(params, ids, *angles, looks, told)
+    uncond = condition(params, net.ids(["a truck"] * 3), *angles, looks, ~told)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves((cond, uncond)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert prior.image_size == 8 and prior.shape == (8, 8, 3)
+
+
+def test_a_prior_without_weights_or_words_says_so(tmp_path, net_and_params):
+    with pytest.raises(UserError, match="weights is empty"):
+        objects.Objects().load()
+    net, params = net_and_params
+    objects.save(tmp_path / "p.safetensors", net, params)
+    prior = objects.Objects(str(tmp_path / "p.safetensors"))
+    with pytest.raises(UserError, match="no word in it"):
+        prior.embed(params, Prompt("?"))
+    with pytest.raises(UserError, match="'zebu'"):
+        prior.embed(params, Prompt("a zebu"))
