@@ -16,20 +16,26 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from dreamjax.clock import Clock
 from dreamjax.diffusion.schedule import scaled_linear
-from dreamjax.distill.sds import SdsConfig, SdsParams, make_sds
-from dreamjax.distill.step import StepConfig, init_scene, make_sds_step
-from dreamjax.distill.views import Views
+from dreamjax.distill.objective import Frozen
+from dreamjax.distill.sds import Sds
+from dreamjax.distill.step import Phase, init_state, make_sds_step
 from dreamjax.nets.stable_diffusion.clip import CLIPTextConfig
 from dreamjax.nets.stable_diffusion.unet import SDUNetConfig
 from dreamjax.nets.stable_diffusion.vae import VAEConfig
 from dreamjax.nets.text import Text
-from dreamjax.priors.stable_diffusion import StableDiffusion
+from dreamjax.priors.base import Conditions
+from dreamjax.priors.stable_diffusion import StableDiffusionNets
+from dreamjax.scene.backgrounds.learned import Learned
 from dreamjax.scene.camera import orbit
-from dreamjax.scene.field import FieldConfig
-from dreamjax.scene.render import RenderConfig
+from dreamjax.scene.fields.mlp import Mlp
+from dreamjax.scene.render import Renderer
+from dreamjax.scene.scene import Scene
+from dreamjax.scene.views import Views
 from dreamjax.tasks.benchmark import Row, table, timed
-from dreamjax.training.optimizer import OptimizerConfig, apply_gradients, make_optimizer
+from dreamjax.tasks.dream import make_update
+from dreamjax.training.optimizer import Adam
 
 REPEATS = 2
 WIDTHS = {"1.5": 768, "2.1-base": 1024}
@@ -37,7 +43,15 @@ HEADS = {"1.5": (8,) * 4, "2.1-base": (5, 10, 20, 20)}
 SDS = "distillation: gradient of a 64 x 64 picture"
 
 
-def prior_of(version: str, dtype: str) -> StableDiffusion:
+class Told(StableDiffusionNets):
+    """The networks as a prior whose embedded prompt is a text and the null text."""
+
+    def condition(self, embedded, views: Views) -> Conditions:
+        """The same text for every view."""
+        return Conditions(*embedded)
+
+
+def prior_of(version: str, dtype: str) -> Told:
     """The networks of a version at their published sizes."""
     unet = SDUNetConfig(
         cross_attention_dim=WIDTHS[version],
@@ -47,10 +61,10 @@ def prior_of(version: str, dtype: str) -> StableDiffusion:
     )
     text = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12)
     vae = VAEConfig(dtype=dtype, remat=True)
-    return StableDiffusion(unet, vae, text, scaled_linear(1000), "eps", "")
+    return Told(unet, vae, text, scaled_linear(1000), "eps", "")
 
 
-def random_params(prior: StableDiffusion):
+def random_params(prior: Told):
     """Parameters of the right shapes, small and not zero, without the time that `init` takes."""
     shapes = jax.eval_shape(prior.init, jax.random.key(0))
     return jax.tree.map(lambda s: jnp.full(s.shape, 0.01, s.dtype), shapes)
@@ -80,7 +94,7 @@ def unet_row(version: str, dtype: str) -> Row:
     z = jax.random.normal(jax.random.key(0), (2, 64, 64, 4))
     params, t = random_params(prior), jnp.full(2, 500)
     name = f"UNet {version}, 2 latents of 64 x 64"
-    return measure(name, "latents", 2, prior.predict_eps, params, z, t, text)
+    return measure(name, "latents", 2, prior.predict, params, z, t, text)
 
 
 def ours(dtype: str) -> list[Row]:
@@ -90,28 +104,38 @@ def ours(dtype: str) -> list[Row]:
     params = random_params(prior)
     key = jax.random.key(0)
     rgb, z = jax.random.uniform(key, (1, 512, 512, 3)), jnp.zeros((1, 64, 64, 4))
-    pull = lambda params, rgb: jax.grad(lambda x: jnp.sum(prior.encode(params, x, key)))(rgb)  # noqa: E731
+
+    def pull(params, rgb):
+        return jax.grad(lambda x: jnp.sum(prior.encode(params, x, key)))(rgb)
+
     name = "VAE encoder with its gradient, 512 x 512"
     rows.append(measure(name, "images", 1, pull, params, rgb))
     rows.append(measure("VAE decoder, 512 x 512", "images", 1, prior.decode, params, z))
 
-    objective = make_sds(prior, SdsConfig(guidance_scale=100.0, interpolate_views=True), 10_000)
-    words = Text(jnp.zeros((4, 77, 768)), jnp.ones((4, 77), bool))
-    told = SdsParams(params, words, jax.tree.map(lambda x: x[:1], words), words)
+    sds = Sds(guidance_scale=100.0)
+    words = Text(jnp.zeros((1, 77, 768)), jnp.ones((1, 77), bool))
+    frozen = Frozen(params, (words, words))
     camera = jax.tree.map(lambda x: jnp.asarray(x)[None], orbit(0.0, 20.0, 3.0, 1.2))
-    views = Views(camera, jnp.zeros(1, jnp.int32), jnp.zeros(1))
-    push = lambda told, rgb: jax.grad(lambda x: objective(told, x, views, key, 0)[0])(rgb)  # noqa: E731
-    rows.append(measure(SDS, "pictures", 1, push, told, rgb[:, :64, :64]))
+    views = Views(camera, jnp.zeros(1, jnp.int32), jnp.zeros(1), jnp.zeros(1))
 
-    scene = StepConfig(
-        field=FieldConfig(width=128, blocks=4, max_deg=8, dtype=dtype),
-        render=RenderConfig(samples=64, normal_samples=16, radius=1.0),
-        mlp_background=True,
+    def push(frozen, rgb):
+        def loss(rgb):
+            now = Clock(0, 10_000)
+            return sds.loss(prior, frozen, {}, rgb, views, key, now, False).scene
+
+        return jax.grad(loss)(rgb)
+
+    rows.append(measure(SDS, "pictures", 1, push, frozen, rgb[:, :64, :64]))
+
+    scene = Scene(
+        field=Mlp(width=128, blocks=4, max_deg=8, dtype=dtype),
+        renderer=Renderer(samples=64, normal_samples=16, radius=1.0),
+        background=Learned(),
     )
-    tx = make_optimizer(OptimizerConfig(), 10_000)
-    update = lambda *args: apply_gradients(tx, *args)  # noqa: E731
-    step = make_sds_step(objective, scene, update, lambda tree: tree, 64, True)
-    args = (init_scene(key, scene, tx), jnp.zeros(1, jnp.int32), told, key)
+    tx = Adam().make(10_000)
+    phase, update = Phase(size=64), make_update(tx, tx)
+    step = make_sds_step(scene, prior, sds, phase, 10_000, update, lambda tree: tree)
+    args = (init_state(key, scene, {}, tx, tx), jnp.zeros(1, jnp.int32), frozen, key)
     rows.append(measure("sds_step, one view of 64 x 64, shaded", "steps", 1, step, *args))
     return rows
 
