@@ -10,9 +10,9 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
-from dreamjax.scene.camera import OVERHEAD_ELEVATION
+from dreamjax.scene.views import OVERHEAD_ELEVATION
 from dreamjax.toybox.kinds import COLORS, KINDS, Kind
 
 MAX_WORDS = 24
@@ -22,7 +22,7 @@ VIEW_SHARE = 0.75  # of captions say the view
 
 PREFIXES = ("", "", "a photo of", "a 3d render of", "a picture of")
 AROUND = ("front", "front and side", "side", "back and side", "back")
-# What a view is called, as `scene.camera.ViewNames`: eighths of a turn, alike on both sides.
+# What a view is called, as `scene.views.ViewNames`: eighths of a turn, alike on both sides.
 VIEW_NAMES = tuple(
     (top, tuple(name.format(side) for side in AROUND))
     for top, name in (
@@ -133,7 +133,7 @@ def draw_caption(
     colors: Int[Array, "2"],
     form: Int[Array, ""],
     view: Int[Array, ""],
-    view_words: float = VIEW_SHARE,
+    view_words: Float[Array, ""] | float = VIEW_SHARE,
 ) -> Int[Array, "24"]:
     """A random wording of `form` BOTH, ONE, PLAIN or CLAY; `view_words` of them say the view."""
     keys = jax.random.split(key, 4)

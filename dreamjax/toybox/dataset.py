@@ -8,6 +8,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -45,7 +46,8 @@ class Toybox(tfds.core.GeneratorBasedBuilder):
 
     def __init__(self, *, size: int = 32, counts: tuple[int, int, int], **kwargs):
         """Make a builder of `size`-pixel pictures, `counts` of train, validation and held_out."""
-        self.size, self.counts = size, dict(zip(SPLITS, counts, strict=True))
+        self.size = size
+        self.counts: dict[str, int] = dict(zip(SPLITS, counts, strict=True))
         super().__init__(
             config=tfds.core.BuilderConfig(
                 name=f"{size}px_" + "_".join(str(c) for c in counts), version="1.4.0"
@@ -97,7 +99,7 @@ def load(data_dir: str, split: str, size: int, counts: tuple[int, int, int]) -> 
     """A split in memory, drawn and written to `data_dir` first if it is not there."""
     logging.getLogger("absl").setLevel(logging.ERROR)
     tfds.disable_progress_bar()
-    builder = Toybox(data_dir=data_dir, size=size, counts=counts)
+    builder: Any = Toybox(data_dir=data_dir, size=size, counts=counts)
     builder.download_and_prepare()
     source = builder.as_data_source(split=split)
     rows = []

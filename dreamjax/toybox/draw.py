@@ -2,7 +2,7 @@
 
 import dataclasses
 import zlib
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from dreamjax.errors import UserError
-from dreamjax.scene.background import sample_backdrop
-from dreamjax.scene.camera import Camera, CameraConfig, name_index, sample_camera, view_index
-from dreamjax.scene.shading import LightConfig, ShadingConfig, sample_shading
+from dreamjax.scene.backgrounds.backdrops import sample_backdrop
+from dreamjax.scene.camera import Camera, Cameras, sample_camera
+from dreamjax.scene.shading import Light, sample_shading
+from dreamjax.scene.views import name_index, view_index
+from dreamjax.settings import Positive, Range, Share, settings
 from dreamjax.toybox.captions import BOTH, CLAY, ONE, PLAIN, VIEW_NAMES, draw_caption
 from dreamjax.toybox.kinds import COLORS, FIXED, KINDS
 from dreamjax.toybox.primitives import Shape, pack
@@ -25,19 +27,21 @@ TEXTURELESS = LOOKS.index("textureless")
 _USUAL_SHARE = 0.35
 
 
-@dataclasses.dataclass(frozen=True)
-class ToyboxConfig:
-    """How pictures are taken, and the share of them whose caption is drawn in each form.
+Emphasis = tuple[tuple[str, Positive], ...]  # kinds to draw more often, each with its factor
 
-    `emphasis` names kinds to draw more often than the split does, each with its factor.
-    """
 
-    camera: CameraConfig = CameraConfig()
-    light: LightConfig = LightConfig()
-    shading: ShadingConfig = ShadingConfig(shaded=0.55, textureless=0.25)
-    plain: float = 0.03
-    supersample: int = 2
-    emphasis: tuple[tuple[str, float], ...] = ()
+@settings
+class Draws:
+    """How toybox pictures are taken, and how their captions are worded."""
+
+    cameras: Cameras = Cameras()  # where pictures are taken from
+    light: Light = Light(shaded=0.55, textureless=0.25)  # their light and looks
+    plain: Share = 0.03  # of the captions of coloured pictures that name no colour
+    supersample: Annotated[int, Range(1, 16)] = 2  # rays along each side of a pixel
+    emphasis: Emphasis = ()  # kinds to draw more often, as (("house", 4.0), ("car", 3.0))
+
+    def __post_init__(self):
+        kind_factors(self.emphasis)
 
 
 class Example(NamedTuple):
@@ -94,35 +98,30 @@ def combination_weights(split: int) -> np.ndarray:
     return weights / weights.sum()
 
 
-def kind_factors(emphasis: tuple[tuple[str, float], ...]) -> np.ndarray:
+def kind_factors(emphasis: Emphasis) -> np.ndarray:
     """The factor of each kind, 1 where `emphasis` does not name it; float32 [kinds].
 
-    Raises UserError for a kind that does not exist and for a factor that is not above 0.
+    Raises UserError for a kind that does not exist.
     """
     names = [kind.name for kind in KINDS]
     factors = np.ones(len(names), np.float32)
     for name, factor in emphasis:
         if name not in names:
             raise UserError(f"emphasis: no kind is {name!r}; there are {', '.join(names)}")
-        if not 0.0 < factor < np.inf:
-            raise UserError(f"emphasis: the factor of {name} must be above 0; got {factor}")
         factors[names.index(name)] = factor
     return factors
 
 
-def more_textureless(shading: ShadingConfig, factor: float) -> ShadingConfig:
-    """The same looks with textureless ones `factor` times as often beside the others.
-
-    Raises UserError for a factor that is not above 0.
-    """
-    if not 0.0 < factor < np.inf:
-        raise UserError(f"textureless must be above 0; got {factor}")
-    lit = shading.shaded * (1.0 - shading.textureless)
-    bare = shading.shaded * shading.textureless * factor
-    shaded = (lit + bare) / (1.0 - shading.shaded + lit + bare)
-    return dataclasses.replace(shading, shaded=shaded, textureless=bare / (lit + bare))
+def more_textureless(light: Light, factor: float) -> Light:
+    """The same looks with textureless ones `factor` times as often beside the others."""
+    textured = light.shaded * (1.0 - light.textureless)
+    textureless = light.shaded * light.textureless * factor
+    lit = textured + textureless
+    shaded = lit / (1.0 - light.shaded + lit)
+    return dataclasses.replace(light, shaded=shaded, textureless=textureless / lit)
 
 
+AS_USUAL = Draws()
 LOG_WEIGHTS = np.log(
     np.maximum([combination_weights(split).ravel() for split in (TRAIN, HELD_OUT, ALL)], 1e-30)
 ).astype(np.float32)
@@ -157,7 +156,7 @@ def draw_form(key: Key[Array, ""], usual: Array, textureless: Array, plain: floa
 
 
 def draw_example(
-    key: Key[Array, ""], size: int, split: int = TRAIN, config: ToyboxConfig = ToyboxConfig()
+    key: Key[Array, ""], size: int, split: int = TRAIN, draws: Draws = AS_USUAL
 ) -> Example:
     """Draw object, colours, camera, light, backdrop and caption, and take the picture.
 
@@ -165,19 +164,19 @@ def draw_example(
         key: the only source of randomness.
         size: height and width in pixels (static).
         split: TRAIN, HELD_OUT or ALL combinations of kind and colours.
-        config: the distributions (static).
+        draws: the distributions (static).
     """
     keys = jax.random.split(key, 8)
     count = len(COLORS)
-    factors = np.repeat(np.log(kind_factors(config.emphasis)), count**2)
+    factors = np.repeat(np.log(kind_factors(draws.emphasis)), count**2)
     cell = jax.random.categorical(keys[0], jnp.asarray(LOG_WEIGHTS)[split] + factors)
     kind, colors = cell // count**2, jnp.stack([cell // count % count, cell % count])
-    camera = sample_camera(keys[1], config.camera)
-    shading = sample_shading(keys[2], camera.position, config.light, config.shading)
+    camera = sample_camera(keys[1], draws.cameras)
+    shading = sample_shading(keys[2], camera.position, draws.light)
     view = view_index(camera.azimuth, camera.elevation)
     name = name_index(VIEW_NAMES, camera.azimuth, camera.elevation)
     usual = colors[1] == jnp.asarray(USUAL_SECOND)[kind, colors[0]]
-    form = draw_form(keys[3], usual, shading.textureless > 0.5, config.plain)
+    form = draw_form(keys[3], usual, shading.textureless > 0.5, draws.plain)
     picture = render(
         build_shape(keys[4], kind),
         draw_palette(keys[5], colors),
@@ -185,7 +184,7 @@ def draw_example(
         shading,
         sample_backdrop(keys[6]),
         size,
-        config.supersample,
+        draws.supersample,
     )
     return Example(
         picture=picture,

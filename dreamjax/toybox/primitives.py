@@ -47,7 +47,7 @@ class Shape(NamedTuple):
     part: Int[Array, "*b n"]
 
 
-def _vector(*values: float) -> Float[Array, "n"]:
+def _vector(*values: Float[Array, ""] | float) -> Float[Array, "n"]:
     return jnp.stack([jnp.asarray(v, jnp.float32) for v in values])
 
 
@@ -72,7 +72,9 @@ def ellipsoid(center, radii, part, rotation=_UPRIGHT, cut=NEVER) -> Primitive:
     return Primitive("ellipsoid", _vector(*center), rotation, _vector(*radii, cut), part)
 
 
-def box(center, half, part, rotation=_UPRIGHT, rounding=0.03) -> Primitive:
+def box(
+    center, half, part, rotation=_UPRIGHT, rounding: Float[Array, ""] | float = 0.03
+) -> Primitive:
     """Half-extents `half`, which include the rounding of edges and corners."""
     return Primitive("box", _vector(*center), rotation, _vector(*half, rounding), part)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dreamjax.scene.background import Backdrop, backdrop_rgb
+from dreamjax.scene.backgrounds.backdrops import Backdrop, backdrop_rgb
 from dreamjax.scene.camera import Camera
 from dreamjax.scene.rays import camera_rays, intersect_sphere
 from dreamjax.scene.shading import Shading, lambertian

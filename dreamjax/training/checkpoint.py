@@ -11,6 +11,7 @@ import shutil
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +20,18 @@ import numpy as np
 from dreamjax.errors import UserError
 
 
-def _named_leaves(tree) -> dict[str, object]:
+def _named_leaves(tree) -> dict[str, Any]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def _checksum(array: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).view(np.uint8).reshape(-1))
+    content: Any = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return zlib.crc32(content)
+
+
+def _described(leaf: tuple[tuple[int, ...], np.dtype] | None) -> str:
+    return "nothing" if leaf is None else f"{leaf[1]}{list(leaf[0])}"
 
 
 class Checkpoints:
@@ -86,18 +92,19 @@ class Checkpoints:
                 f"cannot write the checkpoint of step {step} to {self._directory}: {error}"
             ) from error
 
-    def restore_latest(self, template):
+    def restore_latest(self, template, others: tuple[str, ...] = ()):
         """Return the newest readable checkpoint, None where there are no checkpoints.
 
         `template` gives structure, shapes and dtypes (arrays or `jax.eval_shape`'s result). A
         damaged checkpoint is set aside as `<step>.damaged`, with a line on stderr, in favour of the
-        one before. Raises UserError where none can be read, or where the newest is of another
+        one before. A checkpoint may hold leaves that the template lacks if their names begin with
+        one of `others`. Raises UserError where none can be read, or where the newest is of another
         architecture.
         """
         damaged = []
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                arrays = self._read(step, template)
+                arrays = self._read(step, template, others)
             except UserError:
                 raise
             except Exception as error:  # Orbax, TensorStore and OSError: all say "unreadable"
@@ -123,7 +130,7 @@ class Checkpoints:
         """Release Orbax's resources."""
         self._manager.close()
 
-    def _read(self, step: int, template) -> dict[str, np.ndarray]:
+    def _read(self, step: int, template, others: tuple[str, ...]) -> dict[str, np.ndarray]:
         args = self._ocp.args
         wanted = _named_leaves(template)
         metadata = self._manager.item_metadata(step)["state"]
@@ -131,13 +138,14 @@ class Checkpoints:
             raise ValueError("its description cannot be read")
         found = {name: (tuple(m.shape), np.dtype(m.dtype)) for name, m in metadata.items()}
         for name in [*wanted, *found]:
+            if name not in wanted and name.startswith(others):
+                continue
             want = wanted.get(name)
             want = None if want is None else (tuple(want.shape), np.dtype(want.dtype))
             if found.get(name) != want:
-                describe = lambda x: "nothing" if x is None else f"{x[1]}{list(x[0])}"  # noqa: E731
                 raise UserError(
                     f"the checkpoint in {self._directory} is of another architecture: {name} is "
-                    f"{describe(found.get(name))} there and {describe(want)} in this config"
+                    f"{_described(found.get(name))} there and {_described(want)} in this config"
                 )
         # Read as NumPy: where a leaf lived when it was written says nothing about this machine.
         abstract = {name: np.empty(shape, dtype) for name, (shape, dtype) in found.items()}

@@ -1,56 +1,68 @@
 """The loop around every training step: progress, log, checkpoints, Ctrl-C."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
-from dreamjax.errors import UserError
+from jaxtyping import PyTree
+
 from dreamjax.training.checkpoint import Checkpoints
 from dreamjax.training.interrupt import Interrupt
 from dreamjax.training.metrics import Log, Progress, read_history
-from dreamjax.training.optimizer import check_skipped
+from dreamjax.training.optimizer import SKIPPED_IN_ROW, check_skipped
+from dreamjax.training.run import Run
+
+
+def _nothing(done: int, state: PyTree, bar: Progress, log: Log) -> None:
+    """Do nothing after a step."""
 
 
 def train(
-    take: Callable,
-    state,
+    take: Callable[[int, PyTree], tuple[PyTree, dict]],
+    state: PyTree,
     workdir: Path,
     checkpoints: Checkpoints,
+    run: Run,
     *,
-    steps: int,
-    steps_per_dispatch: int,
-    log_every: int,
-    checkpoint_every: int,
     show: tuple[str, ...],
-    after: Callable = lambda done, state, bar, log: None,
-):
-    """Go from `state.step` to `steps` and return the state.
+    after: Callable[[int, PyTree, Progress, Log], None] = _nothing,
+    compiles_at: Collection[int] = (),
+) -> PyTree:
+    """Go from `state.step` to `run.steps` and return the state.
 
-    `take(step, state) -> (state, metrics)` takes `steps_per_dispatch` steps; `after` is called with
-    the number of finished steps, the state, the bar and the log. The seconds that the run has
-    taken, over all its starts, are logged beside the metrics. Ctrl-C saves a checkpoint, says how
-    to go on, and is raised again. Raises UserError where too many steps in a row are not finite,
-    and for `steps` that are no multiple of `steps_per_dispatch`.
+    Args:
+        take: `take(step, state) -> (state, metrics)` takes `run.steps_per_dispatch` steps.
+        state: any pytree with a field `step`, the number of finished steps.
+        workdir: where metrics are logged.
+        checkpoints: where states are saved.
+        run: how long, and what happens when.
+        show: names of the metrics that the bar shows.
+        after: called after each dispatch with the finished steps, the state, the bar and the log.
+        compiles_at: steps, beside the first, at which `take` compiles a new program; their time is
+            left out of the estimate.
+
+    The seconds that the run has taken, over all its starts, are logged beside the metrics. Ctrl-C
+    saves a checkpoint, says how to go on, and is raised again. Raises UserError where too many
+    steps in a row are not finite.
     """
-    if steps % steps_per_dispatch:
-        raise UserError(
-            f"steps is {steps}: expected a multiple of steps_per_dispatch, {steps_per_dispatch}"
-        )
     start = int(state.step)
-    # How often is told in steps, and a dispatch may step over the very one.
-    due = lambda done, every: done % every < steps_per_dispatch or done == steps  # noqa: E731
     log = Log(workdir, start)
     began = time.monotonic() - spent(workdir)
+    limit = min(SKIPPED_IN_ROW, run.steps)
     try:
-        with Progress(steps, start, show) as bar, Interrupt() as interrupt:
-            for step in range(start, steps, steps_per_dispatch):
+        with Progress(run.steps, start, show) as bar, Interrupt() as interrupt:
+            for step in range(start, run.steps, run.steps_per_dispatch):
+                if step == start or step in compiles_at:
+                    bar.compiling(step)
                 state, metrics = take(step, state)
-                done = step + steps_per_dispatch
-                if due(done, log_every):
-                    check_skipped(metrics, done)
+                done = step + run.steps_per_dispatch
+                logs, saves = (run.due(done, n) for n in (run.log_every, run.checkpoint_every))
+                if logs or saves:
+                    check_skipped(metrics, done, limit)
+                if logs:
                     log.scalars(done, {**metrics, "seconds": time.monotonic() - began})
                 bar.update(done, metrics)
-                if due(done, checkpoint_every):
+                if saves:
                     checkpoints.save(done, state)
                 after(done, state, bar, log)
                 interrupt.check()

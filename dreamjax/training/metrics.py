@@ -16,8 +16,10 @@ from typing import Any, TextIO
 import numpy as np
 from jaxtyping import Float
 
+from dreamjax.workdir import write_text
+
 LINE_SECONDS = 10.0  # between lines where the output is not a terminal
-RATE_SECONDS = 60.0  # steps/s is taken over about this long, so that compiling is soon forgotten
+RATE_SECONDS = 60.0  # steps/s is taken over about this long
 
 
 def scalars(metrics: Mapping[str, Any], names: tuple[str, ...] = ()) -> dict[str, float]:
@@ -61,13 +63,19 @@ class Progress:
                 bar_format="{percentage:3.0f}%|{bar}| {desc}",
             )
         self._times = deque([(time.monotonic(), start)])
-        self._shown = (-np.inf, start)
+        self._shown = -np.inf  # when
+
+    def compiling(self, step: int) -> None:
+        """Say that what follows `step` is being compiled; that time is left out of the estimate."""
+        self._times.clear()
+        self._shown = -np.inf
+        self._say(f"step {step}/{self._total}  compiling ...")
 
     def update(self, step: int, metrics: Mapping[str, Any] | None = None) -> None:
         """Say that `step` steps are finished, with that step's metrics."""
         now = time.monotonic()
         every = 0.2 if self._bar is not None else LINE_SECONDS
-        if now - self._shown[0] < every and step < self._total:
+        if now - self._shown < every and step < self._total and len(self._times) > 1:
             return
         # Reading the metrics waits for the step, so the clock is read after.
         values = scalars(metrics or {}, self._show)
@@ -75,18 +83,27 @@ class Progress:
         self._times.append((now, step))
         while len(self._times) > 2 and now - self._times[1][0] > RATE_SECONDS:
             self._times.popleft()
-        then, first = self._times[0]
-        rate = (step - first) / max(now - then, 1e-9)
-        left = clock((self._total - step) / rate) if rate > 0 else "?"
-        text = f"step {step}/{self._total}  {rate:.3g} steps/s  {left} left"
+        text = f"step {step}/{self._total}{self._rate(step)}"
         text += "".join(f"  {name} {value:.3g}" for name, value in values.items())
         skipped = scalars(metrics or {}, ("skipped",)).get("skipped", 0)
         text += f"  skipped {skipped:.0f}" if skipped else ""
-        self._shown = (now, step)
+        self._shown = now
+        if self._bar is not None:
+            self._bar.n = step
+        self._say(text)
+
+    def _rate(self, step: int) -> str:
+        """Steps a second over the last minute and the time left; empty before there are two."""
+        (then, first), (now, _) = self._times[0], self._times[-1]
+        if step == first:
+            return ""
+        rate = (step - first) / max(now - then, 1e-9)
+        return f"  {rate:.3g} steps/s  {clock((self._total - step) / rate)} left"
+
+    def _say(self, text: str) -> None:
         if self._bar is None:
             print(text, file=self._stream, flush=True)
         else:
-            self._bar.n = step
             self._bar.set_description_str(text)
 
     def note(self, text: str) -> None:
@@ -119,9 +136,7 @@ class Log:
 
         self._path = Path(workdir) / "metrics.jsonl"
         kept = [row for row in read_history(workdir) if row["step"] <= start]
-        beside = self._path.with_suffix(".jsonl.tmp")
-        beside.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        os.replace(beside, self._path)
+        write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         self._writer = SummaryWriter(
             str(Path(workdir) / "events"), purge_step=start + 1 if start else None
         )
@@ -150,9 +165,11 @@ def read_history(workdir: str | Path) -> list[dict[str, float]]:
     """Return the scalars logged so far, a mapping a step with its `step`; empty where none are."""
     path = Path(workdir) / "metrics.jsonl"
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:  # a line half-written when the run was stopped
+            row = json.loads(line)
+        except ValueError:  # a line half-written when the run was stopped
             continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
     return rows

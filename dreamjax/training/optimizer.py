@@ -1,115 +1,75 @@
-"""Adam or Shampoo with warm-up, cosine decay and clipping, which skips steps that are not finite.
+"""Adam, and Shampoo as DreamFusion used it; both skip steps that are not finite.
 
 Gradients are never repaired: a step whose loss or gradient is not finite leaves the parameters and
-the optimiser alone and is counted in the optimiser's state, so the counts are part of a checkpoint.
+the optimizer alone and is counted in the optimizer's state, so the counts are part of a checkpoint.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from dreamjax.errors import UserError
+from dreamjax.settings import Positive, Range, Share, settings
+from dreamjax.training.descent import Descent
 from dreamjax.training.shampoo import SMALLEST_EPS, scale_by_shampoo
 
-
-@dataclass(frozen=True)
-class ShampooConfig:
-    """What Shampoo has beyond b1, b2 and eps: the blocks' largest side, and the exponent -1 / root.
-
-    DreamFusion's; its learning_rate is 1e-4, its b1 and b2 are 0.9 and its eps is 1e-6.
-    """
-
-    block_size: int = 128
-    root: int = 2
-
-    def __post_init__(self):
-        """Refuse settings that cannot be meant; raises ValueError."""
-        for name in ("block_size", "root"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, which is out of range")
+SKIPPED_IN_ROW = 20  # steps in a row that may be skipped before the run is stopped
+Decay = Annotated[float, Range(0.0, 1.0, below=True)]  # of a running mean; 0 keeps nothing
 
 
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """Adam's settings, or Shampoo's where `shampoo` is given, which reads b1, b2 and eps its way.
+class Optimizer(Protocol):
+    """What turns gradients into steps."""
 
-    The rate rises linearly over `warmup_steps`, then falls as a cosine.
-    """
+    def make(self, total_steps: int) -> optax.GradientTransformationExtraArgs:
+        """Return the optimizer of a run of `total_steps`, made by `skip_nonfinite`.
 
-    learning_rate: float = 1e-3
-    final_learning_rate: float | None = None  # None: constant after the warm-up
-    warmup_steps: int = 0
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    clip_norm: float = 0.0  # of the whole gradient; 0: no clipping
-    weight_decay: float = 0.0  # decoupled, on arrays of two or more dimensions
-    shampoo: ShampooConfig | None = None  # None: Adam
+        `apply_gradients` uses it.
+        """
+        ...
 
-    def __post_init__(self):
-        """Refuse settings that cannot be meant; raises ValueError."""
-        for name, good in (
-            ("learning_rate", self.learning_rate > 0),
-            ("final_learning_rate", (self.final_learning_rate or 0.0) >= 0),
-            ("warmup_steps", self.warmup_steps >= 0),
-            ("b1", 0 <= self.b1 < 1),
-            ("b2", 0 <= self.b2 < 1),
-            ("eps", self.eps > 0),
-            ("clip_norm", self.clip_norm >= 0),
-            ("weight_decay", self.weight_decay >= 0),
-        ):
-            if not good:
-                raise ValueError(f"{name} is {getattr(self, name)}, which is out of range")
-        if self.shampoo and self.eps < SMALLEST_EPS:
-            raise ValueError(f"eps is {self.eps}: with shampoo it must be {SMALLEST_EPS} or more")
+
+@settings
+class Adam(Descent):
+    """Adam (arXiv 1412.6980), with decoupled weight decay (arXiv 1711.05101)."""
+
+    b1: Decay = 0.9  # decay of the mean of gradients
+    b2: Decay = 0.999  # decay of the mean of their squares
+    eps: Positive = 1e-8  # added to the root of the latter
+
+    def make(self, total_steps: int) -> optax.GradientTransformationExtraArgs:
+        """Return the optimizer of a run of `total_steps`; use it through `apply_gradients`."""
+        direction = optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps)
+        return skip_nonfinite(self.along(direction, total_steps))
+
+
+@settings
+class Shampoo(Descent):
+    """Shampoo (arXiv 1802.09568); the defaults are DreamFusion's."""
+
+    learning_rate: Positive = 1e-4  # the highest rate, reached at the end of the warm-up
+    final_learning_rate: Positive | None = 1e-6  # at the end of the cosine; None: stays constant
+    warmup: Share = 0.2  # fraction of the run in which the rate rises
+    b1: Decay = 0.9  # momentum, a plain sum, looked at ahead (Nesterov)
+    b2: Decay = 0.9  # decay of the statistics, the means of G G^T
+    eps: Annotated[float, Range(SMALLEST_EPS, 1.0)] = 1e-6  # ridge, times the largest eigenvalue
+    block_size: Annotated[int, Range(1, 4096)] = 128  # largest side of a block of weights
+    root: Annotated[int, Range(1, 16)] = 2  # statistics are raised to -1 / root (exponent override)
+
+    def make(self, total_steps: int) -> optax.GradientTransformationExtraArgs:
+        """Return the optimizer of a run of `total_steps`; use it through `apply_gradients`."""
+        direction = scale_by_shampoo(self.b1, self.b2, self.eps, self.block_size, self.root)
+        return skip_nonfinite(self.along(direction, total_steps))
 
 
 class SkipState(NamedTuple):
-    """The inner optimiser's state, and how many steps were skipped."""
+    """The inner optimizer's state, and how many steps were skipped."""
 
     inner: optax.OptState
     skipped: Int[Array, ""]
     skipped_in_row: Int[Array, ""]
-
-
-def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
-    """Return the rate as a function of the count of steps taken (skipped ones do not count)."""
-    peak, warmup = config.learning_rate, config.warmup_steps
-    if config.final_learning_rate is None:
-        after = optax.constant_schedule(peak)
-    else:
-        after = optax.cosine_decay_schedule(
-            peak, max(total_steps - warmup, 1), alpha=config.final_learning_rate / peak
-        )
-    if warmup == 0:
-        return after
-    # The first step already moves: rate peak / warmup at count 0, the peak at count warmup - 1.
-    rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
-    return optax.join_schedules([rise, after], [warmup])
-
-
-def make_optimizer(
-    config: OptimizerConfig, total_steps: int
-) -> optax.GradientTransformationExtraArgs:
-    """Return the optimiser of a run of `total_steps`; use it through `apply_gradients`."""
-    parts = []
-    if config.clip_norm > 0:
-        parts.append(optax.clip_by_global_norm(config.clip_norm))
-    common = {"b1": config.b1, "b2": config.b2, "eps": config.eps}
-    if config.shampoo is None:
-        parts.append(optax.scale_by_adam(**common))
-    else:
-        block_size, root = config.shampoo.block_size, config.shampoo.root
-        parts.append(scale_by_shampoo(**common, block_size=block_size, root=root))
-    if config.weight_decay > 0:
-        matrices = lambda params: jax.tree.map(lambda p: jnp.ndim(p) >= 2, params)  # noqa: E731
-        parts.append(optax.add_decayed_weights(config.weight_decay, matrices))
-    parts.append(optax.scale_by_learning_rate(learning_rate(config, total_steps)))
-    return skip_nonfinite(optax.chain(*parts))
 
 
 def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -131,16 +91,16 @@ def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransfo
             new_inner, state.skipped + miss, (state.skipped_in_row + 1) * miss
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, cast(Any, update))
 
 
 def apply_gradients(
     tx: optax.GradientTransformationExtraArgs,
-    grads,
+    grads: PyTree,
     loss: Float[Array, ""],
-    params,
+    params: PyTree,
     opt_state: SkipState,
-) -> tuple[object, SkipState, dict[str, Array]]:
+) -> tuple[PyTree, SkipState, dict[str, Array]]:
     """Take one step, or skip it where the loss or the gradient's norm is not finite.
 
     `grads` and `loss` must already be reduced over devices, so that all of them decide alike.
@@ -149,22 +109,22 @@ def apply_gradients(
     """
     norm = optax.tree.norm(grads)
     ok = jnp.isfinite(norm) & jnp.isfinite(loss)
-    updates, opt_state = tx.update(grads, opt_state, params, ok=ok)
-    params = optax.apply_updates(params, updates)
+    updates, state = tx.update(grads, opt_state, params, ok=ok)
+    params, state = optax.apply_updates(params, updates), cast(SkipState, state)
     metrics = {
         "grad_norm": norm,
-        "skipped": opt_state.skipped,
-        "skipped_in_row": opt_state.skipped_in_row,
+        "skipped": state.skipped,
+        "skipped_in_row": state.skipped_in_row,
     }
-    return params, opt_state, metrics
+    return params, state, metrics
 
 
-def check_skipped(metrics, step: int, limit: int = 20) -> None:
+def check_skipped(metrics, step: int, limit: int = SKIPPED_IN_ROW) -> None:
     """Stop a run of which `limit` steps in a row were skipped; `metrics` may be stacked over steps.
 
-    Raises UserError.
+    Metrics without the count are let through. Raises UserError.
     """
-    in_row = int(jnp.max(metrics["skipped_in_row"]))
+    in_row = int(jnp.max(jnp.asarray(metrics.get("skipped_in_row", 0))))
     if in_row >= limit:
         raise UserError(
             f"{in_row} steps in a row up to step {step} had a loss or gradient that is not finite: "

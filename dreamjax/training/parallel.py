@@ -11,6 +11,7 @@ returned without it is one device's value, silently.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from jaxtyping import Int
 from dreamjax.errors import UserError
 
 AXIS = "devices"
+Devices = Sequence[Any]  # of jax.Device, which type checkers take for a variable
 
 
 def mean(tree):
@@ -33,7 +35,7 @@ def gather(tree):
     return jax.lax.all_gather(tree, AXIS, tiled=True)
 
 
-def devices_for(items: int) -> tuple[jax.Device, ...]:
+def devices_for(items: int) -> Devices:
     """Return the devices that a batch of `items` is spread over, in global order.
 
     With one process these are as many as divide `items` evenly; several processes must use all.
@@ -53,19 +55,19 @@ def devices_for(items: int) -> tuple[jax.Device, ...]:
     return tuple(devices[:count])
 
 
-def local_rows(devices: Sequence[jax.Device]) -> np.ndarray:
+def local_rows(devices: Devices) -> np.ndarray:
     """Return which rows of a batch stacked over `devices` this process feeds, in order."""
     here = jax.process_index()
     return np.array([row for row, d in enumerate(devices) if d.process_index == here], np.int32)
 
 
-def split_indices(items: int, devices: Sequence[jax.Device]) -> Int[np.ndarray, "devices share"]:
+def split_indices(items: int, devices: Devices) -> Int[np.ndarray, "devices share"]:
     """Return the global indices of a batch's items, by the devices of this process."""
     rows = np.arange(items, dtype=np.int32).reshape(len(devices), -1)
     return rows[local_rows(devices)]
 
 
-def split_batch(batch, devices: Sequence[jax.Device], steps: int = 0):
+def split_batch(batch, devices: Devices, steps: int = 0):
     """Stack a global batch `[items, ...]` over this process's devices as `[devices, share, ...]`.
 
     With `steps`, leaves are `[steps, items, ...]` and become `[devices, steps, share, ...]`, as
@@ -82,7 +84,7 @@ def split_batch(batch, devices: Sequence[jax.Device], steps: int = 0):
     return jax.tree.map(split, batch)
 
 
-def replicate(tree, devices: Sequence[jax.Device]):
+def replicate(tree, devices: Devices):
     """Return a copy of `tree` on each of this process's `devices`, as `pmap` takes it.
 
     Call it once on the state before the first step, and on what is `shared`: else every step
@@ -130,7 +132,7 @@ def scan(step: Callable) -> Callable:
     return many
 
 
-def pmap(step: Callable, devices: Sequence[jax.Device], shared: int = 1) -> Callable:
+def pmap(step: Callable, devices: Devices, shared: int = 1) -> Callable:
     """Compile `step(state, batch, *shared) -> (state, metrics)` over `devices`.
 
     `batch` leads with the device axis (`split_indices`, `split_batch`); state and the `shared`
@@ -154,8 +156,3 @@ def first_copy(tree):
     Nothing is copied, so use it before the state it came from is donated to the next step.
     """
     return jax.tree.map(lambda x: x.addressable_data(0) if isinstance(x, jax.Array) else x, tree)
-
-
-def is_first_process() -> bool:
-    """Return whether this process is the one that writes files and shows progress."""
-    return jax.process_index() == 0

@@ -1,35 +1,38 @@
-"""What a run carries from step to step, as plain pytrees; `step` counts finished steps.
+"""What the training of a network carries from step to step, as a plain pytree.
 
 No random keys are kept: a step draws from `fold_in(base_key, step)`, so a resumed run repeats the
 uninterrupted one.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 
-class PriorState(NamedTuple):
-    """The state of a network being trained, with the moving average of its parameters."""
+class NetState(NamedTuple):
+    """A network in training: finished steps, parameters, their moving average, the optimizer.
+
+    `memory` is what a loss remembers of earlier steps; most have none.
+    """
 
     step: Int[Array, ""]
-    params: Any
-    ema: Any
-    opt_state: optax.OptState
+    params: PyTree
+    ema: PyTree
+    opt_state: PyTree
+    memory: PyTree = ()
 
 
-def init_prior_state(params, tx: optax.GradientTransformation) -> PriorState:
+def init_state(params: PyTree, tx: optax.GradientTransformation, memory: PyTree = ()) -> NetState:
     """Return the state before the first step; the average starts as a copy of `params`."""
     # A true copy: both are donated to the step, and one buffer cannot be donated twice.
-    return PriorState(
-        jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.array, params), tx.init(params)
-    )
+    ema = jax.tree.map(jnp.array, params)
+    return NetState(jnp.zeros((), jnp.int32), params, ema, tx.init(params), memory)
 
 
-def ema_update(ema, params, decay: float, step: Int[Array, ""]):
+def ema_update(ema: PyTree, params: PyTree, decay: float, step: Int[Array, ""]) -> PyTree:
     """Return the moving average after `step` finished steps.
 
     The decay warms up as min(decay, (1 + step) / (10 + step)), so that the random start is

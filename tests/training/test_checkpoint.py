@@ -9,8 +9,8 @@ import pytest
 
 from dreamjax.errors import UserError
 from dreamjax.training.checkpoint import Checkpoints
-from dreamjax.training.optimizer import OptimizerConfig, apply_gradients, make_optimizer
-from dreamjax.training.state import init_prior_state
+from dreamjax.training.optimizer import Adam, apply_gradients
+from dreamjax.training.state import init_state
 
 # What Orbax was still reading of a damaged checkpoint calls back into an event loop that it closed.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -22,7 +22,7 @@ def collected_here():
     gc.collect()  # those callbacks must not turn up in another file's test
 
 
-TX = make_optimizer(OptimizerConfig(warmup_steps=3, clip_norm=1.0, weight_decay=0.01), 20)
+TX = Adam(warmup=0.15, clip_norm=1.0, weight_decay=0.01).make(20)
 
 
 def make_params(width=300):
@@ -62,18 +62,18 @@ def train_step(state, key):
 
 def test_a_resumed_run_ends_bit_identical(tmp_path):
     key = jax.random.key(1)
-    straight = init_prior_state(make_params(), TX)
+    straight = init_state(make_params(), TX)
     for _ in range(9):
         straight = train_step(straight, key)
 
-    state = init_prior_state(make_params(), TX)
+    state = init_state(make_params(), TX)
     for _ in range(4):
         state = train_step(state, key)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(4, state)
     checkpoints.close()
 
-    template = jax.eval_shape(lambda: init_prior_state(make_params(), TX))
+    template = jax.eval_shape(lambda: init_state(make_params(), TX))
     resumed = Checkpoints(tmp_path).restore_latest(template)
     assert_same_bits(resumed, state)
     for _ in range(5):
@@ -84,7 +84,7 @@ def test_a_resumed_run_ends_bit_identical(tmp_path):
 def test_odd_values_keep_their_bits(tmp_path):
     odd = np.array([np.nan, np.inf, -0.0, 1e-45], np.float32)
     odd = np.append(odd, np.array([0xFFC12345], np.uint32).view(np.float32))  # a NaN with payload
-    state = init_prior_state({"w": jnp.asarray(odd), "scalar": jnp.float32(0.1)}, TX)
+    state = init_state({"w": jnp.asarray(odd), "scalar": jnp.float32(0.1)}, TX)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, state)
     assert_same_bits(checkpoints.restore_latest(state), state)
@@ -107,10 +107,10 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, how, capsys)
     checkpoints = Checkpoints(tmp_path)
     params = make_params()
     for step in (10, 20):
-        checkpoints.save(step, init_prior_state(params, TX)._replace(step=jnp.int32(step)))
+        checkpoints.save(step, init_state(params, TX)._replace(step=jnp.int32(step)))
     damage(tmp_path, 20, how)
     checkpoints = Checkpoints(tmp_path)
-    state = checkpoints.restore_latest(init_prior_state(params, TX))
+    state = checkpoints.restore_latest(init_state(params, TX))
     assert state.step == 10
     assert "damaged checkpoint 20" in capsys.readouterr().err
     assert (tmp_path / "20.damaged").is_dir()
@@ -120,7 +120,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, how, capsys)
 
 def test_no_readable_checkpoint_is_an_error_and_stays_one(tmp_path):
     checkpoints = Checkpoints(tmp_path)
-    state = init_prior_state(make_params(), TX)
+    state = init_state(make_params(), TX)
     checkpoints.save(10, state)
     damage(tmp_path, 10, "cut")
     for _ in range(2):
@@ -138,15 +138,15 @@ def test_an_unfinished_write_is_no_checkpoint(tmp_path):
 
 def test_another_architecture_is_named_by_its_first_parameter(tmp_path):
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, init_prior_state(make_params(300), TX))
+    checkpoints.save(1, init_state(make_params(300), TX))
     with pytest.raises(UserError, match=r"params.Dense_0.bias is bfloat16\[300\] there and .*299"):
-        checkpoints.restore_latest(init_prior_state(make_params(299), TX))
+        checkpoints.restore_latest(init_state(make_params(299), TX))
     more = {**make_params(), "Dense_1": {"bias": jnp.zeros(2)}}
     with pytest.raises(UserError, match=r"params.Dense_1.bias is nothing there"):
-        checkpoints.restore_latest(init_prior_state(more, TX))
+        checkpoints.restore_latest(init_state(more, TX))
     fewer = {"Dense_0": {"kernel": make_params()["Dense_0"]["kernel"]}}
     with pytest.raises(UserError, match=r"Dense_0.bias is bfloat16\[300\] there and nothing"):
-        checkpoints.restore_latest(init_prior_state(fewer, TX))
+        checkpoints.restore_latest(init_state(fewer, TX))
     assert checkpoints.latest_step() == 1  # and it is still there
 
 

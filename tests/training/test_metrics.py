@@ -40,15 +40,32 @@ def test_plain_lines_come_every_ten_seconds_and_at_the_end(hand_clock):
     assert "0:00 left" in lines[-1]
 
 
-def test_steps_that_compile_are_soon_forgotten(hand_clock):
+def test_the_time_of_compiling_is_left_out_of_the_estimate(hand_clock):
     out = io.StringIO()
     progress = Progress(1000, stream=out)
+    progress.compiling(0)
     hand_clock.now += 300
-    progress.update(1)
-    for step in range(2, 102):
+    progress.update(1, {"loss": 2.0})
+    hand_clock.now += 1
+    progress.update(2)
+    assert out.getvalue().splitlines() == [
+        "step 0/1000  compiling ...",
+        "step 1/1000  loss 2",
+        "step 2/1000  1 steps/s  16:38 left",
+    ]
+    for step in range(3, 600):
         hand_clock.now += 1
         progress.update(step)
-    assert "1 steps/s" in out.getvalue().splitlines()[-1]
+    progress.compiling(600)  # a second program
+    hand_clock.now += 500
+    for step in range(601, 604):
+        progress.update(step)
+        hand_clock.now += 2
+    assert out.getvalue().splitlines()[-3:] == [
+        "step 600/1000  compiling ...",
+        "step 601/1000",
+        "step 602/1000  0.5 steps/s  13:16 left",
+    ]
 
 
 def test_skipped_steps_are_shown_and_stacks_give_their_last(hand_clock):
@@ -68,6 +85,7 @@ def test_a_resumed_log_drops_what_comes_after_its_start(tmp_path):
     log.image(30, "views", np.full((4, 6, 3), 0.5))
     log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('[]\nnull\n7\n{"loss": 1.0}\n')  # nobody's rows
         file.write('{"step": 40, "lo')  # a write that was cut off
     log = Log(tmp_path, start=20)
     log.scalars(25, {"loss": 1.0})

@@ -5,17 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamjax.config import build
 from dreamjax.errors import UserError
-from dreamjax.training.optimizer import (
-    OptimizerConfig,
-    ShampooConfig,
-    apply_gradients,
-    check_skipped,
-    learning_rate,
-    make_optimizer,
-)
-from dreamjax.training.state import ema_update, init_prior_state
+from dreamjax.training.optimizer import Adam, Shampoo, apply_gradients, check_skipped
+from dreamjax.training.state import ema_update, init_state
 
 
 def numpy_adam(config, params, grads, rates):
@@ -36,14 +28,14 @@ def numpy_adam(config, params, grads, rates):
 
 
 def test_steps_match_numpy_adam():
-    config = OptimizerConfig(
-        learning_rate=0.03, final_learning_rate=0.001, warmup_steps=3, b1=0.8, b2=0.95, eps=1e-3,
+    config = Adam(
+        learning_rate=0.03, final_learning_rate=0.001, warmup=0.5, b1=0.8, b2=0.95, eps=1e-3,
         clip_norm=2.0, weight_decay=0.1,
     )  # fmt: skip
     rng = np.random.default_rng(0)
     params = {"w": rng.normal(size=(3, 2)), "b": rng.normal(size=2)}
     grads = [{k: rng.normal(size=v.shape) * 4**i for k, v in params.items()} for i in range(-2, 4)]
-    tx = make_optimizer(config, total_steps=6)
+    tx = config.make(total_steps=6)
     x = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), params)
     state = tx.init(x)
     step = jax.jit(lambda g, x, s: apply_gradients(tx, g, jnp.float32(1), x, s))
@@ -58,16 +50,22 @@ def test_steps_match_numpy_adam():
 
 
 def test_rate_rises_falls_and_ends_where_it_should():
-    rate = learning_rate(OptimizerConfig(1.0, final_learning_rate=0.25, warmup_steps=4), 104)
+    rate = Adam(1.0, final_learning_rate=0.25, warmup=4 / 104).rate(104)
     np.testing.assert_allclose([rate(i) for i in range(5)], [0.25, 0.5, 0.75, 1.0, 1.0], rtol=1e-6)
     np.testing.assert_allclose([rate(54), rate(104), rate(999)], [0.625, 0.25, 0.25], rtol=1e-6)
-    constant = learning_rate(OptimizerConfig(0.5, warmup_steps=2), 10)
+    constant = Adam(0.5, warmup=0.2).rate(10)
     np.testing.assert_allclose([constant(i) for i in (0, 1, 9)], [0.25, 0.5, 0.5])
+
+
+def test_twice_the_steps_stretch_the_rate():
+    short, long = (Adam(1.0, final_learning_rate=0.1, warmup=0.25).rate(n) for n in (80, 160))
+    at = np.arange(20, 80, 7)
+    np.testing.assert_allclose([long(2 * i) for i in at], [short(i) for i in at], rtol=1e-5)
 
 
 @pytest.mark.parametrize("loss, grad", [(1.0, np.nan), (1.0, np.inf), (np.nan, 1.0)])
 def test_step_that_is_not_finite_changes_nothing_and_counts(loss, grad):
-    tx = make_optimizer(OptimizerConfig(clip_norm=1.0), 10)
+    tx = Adam(clip_norm=1.0).make(10)
     params = {"a": jnp.array([1.0, -2.0]), "b": jnp.array([3.0])}
     good = jax.tree.map(jnp.ones_like, params)
     bad = {**good, "b": jnp.array([grad])}
@@ -84,27 +82,34 @@ def test_step_that_is_not_finite_changes_nothing_and_counts(loss, grad):
 
 def test_a_long_row_of_skipped_steps_stops_the_run():
     check_skipped({"skipped_in_row": jnp.array([3, 4, 0])}, 7, limit=5)
+    check_skipped({}, 7, limit=5)
     with pytest.raises(UserError, match="5 steps in a row up to step 9 .*learning_rate"):
         check_skipped({"skipped_in_row": jnp.array([4, 5, 0])}, 9, limit=5)
 
 
 def test_settings_out_of_range_are_refused():
-    with pytest.raises(ValueError, match="b2 is 1.0"):
-        OptimizerConfig(b2=1.0)
-    with pytest.raises(ValueError, match="learning_rate is 0.0"):
-        OptimizerConfig(learning_rate=0.0)
-    with pytest.raises(ValueError, match="eps is 1e-08: with shampoo it must be 1e-06 or more"):
-        OptimizerConfig(shampoo=ShampooConfig())
-    with pytest.raises(ValueError, match="root is 0"):
-        ShampooConfig(root=0)
+    for make, says in (
+        (lambda: Adam(b2=1.0), "b2 is 1.0"),
+        (lambda: Adam(learning_rate=0.0), "learning_rate is 0.0"),
+        (lambda: Adam(learning_rate=float("inf")), "learning_rate is inf"),
+        (lambda: Adam(final_learning_rate=-1e-5), "final_learning_rate is -1e-05"),
+        (lambda: Adam(warmup=100), "warmup is 100.0: expected at least 0 and at most 1"),
+        (lambda: Shampoo(eps=1e-8), "eps is 1e-08: expected at least 1e-06"),
+        (lambda: Shampoo(root=0), "root is 0"),
+        (lambda: Shampoo(block_size=0), "block_size is 0"),
+    ):
+        with pytest.raises(UserError, match=says):
+            make()
 
 
-def test_shampoo_is_chosen_by_its_group():
-    built = build(OptimizerConfig, {"eps": 1e-6, "shampoo": {"block_size": 64}})
-    assert built.shampoo == ShampooConfig(block_size=64)
-    assert build(OptimizerConfig, {"shampoo": None}).shampoo is None
-    with pytest.raises(UserError, match=r"optimizer\.shampoo\.rot, did you mean root"):
-        build(OptimizerConfig, {"shampoo": {"rot": 2}}, "optimizer")
+def test_shampoo_is_dreamfusions():
+    """Betas 0.9, eps 1e-6, 3000 of 15000 steps up to 1e-4, then a cosine down to 1e-6."""
+    shampoo = Shampoo()
+    assert (shampoo.b1, shampoo.b2, shampoo.eps) == (0.9, 0.9, 1e-6)
+    assert (shampoo.block_size, shampoo.root) == (128, 2)
+    rate = shampoo.rate(15_000)
+    np.testing.assert_allclose([rate(2999), rate(15_000)], [1e-4, 1e-6], rtol=1e-5)
+    np.testing.assert_allclose(rate(0), 1e-4 / 3000, rtol=1e-3)  # beside the peak, in float32
 
 
 def test_average_forgets_the_start_then_moves_slowly():
@@ -118,5 +123,5 @@ def test_average_forgets_the_start_then_moves_slowly():
 
 def test_average_does_not_share_buffers_with_the_parameters():
     params = {"w": jnp.ones(8)}
-    state = init_prior_state(params, make_optimizer(OptimizerConfig(), 1))
+    state = init_state(params, Adam().make(1))
     assert state.ema["w"].unsafe_buffer_pointer() != params["w"].unsafe_buffer_pointer()

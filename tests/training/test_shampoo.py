@@ -6,12 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from dreamjax.training.optimizer import (
-    OptimizerConfig,
-    ShampooConfig,
-    apply_gradients,
-    make_optimizer,
-)
+from dreamjax.training.optimizer import Shampoo, apply_gradients
 from dreamjax.training.shampoo import (
     blocks_of,
     inverse_roots,
@@ -220,16 +215,16 @@ def test_roots_of_matrices_that_are_hard():
 
 def test_the_optimizer_takes_it_in_adams_place():
     """Clipped, warmed up and decayed like Adam, and left alone by a step that is not finite."""
-    config = OptimizerConfig(
-        learning_rate=0.03, final_learning_rate=0.001, warmup_steps=2, b1=0.8, b2=0.7, eps=1e-4,
-        clip_norm=1.0, shampoo=ShampooConfig(block_size=16, root=4),
+    config = Shampoo(
+        learning_rate=0.03, final_learning_rate=0.001, warmup=0.5, b1=0.8, b2=0.7, eps=1e-4,
+        clip_norm=1.0, block_size=16, root=4,
     )  # fmt: skip
     rng = np.random.default_rng(5)
     params = {"b": jnp.float32(rng.normal(size=5)), "w": jnp.float32(rng.normal(size=(70, 60)))}
     want = {k: np.float64(v) for k, v in params.items()}
     settings = {"b1": 0.8, "b2": 0.7, "eps": 1e-4, "block_size": 16, "root": 4}
     references = {k: NumpyShampoo(v.shape, **settings) for k, v in params.items()}
-    tx = make_optimizer(config, total_steps=4)
+    tx = config.make(total_steps=4)
     state = tx.init(params)
     step = jax.jit(lambda g, x, s: apply_gradients(tx, g, jnp.float32(1), x, s))
     for rate in (0.015, None, 0.03, 0.03, 0.0155):
