@@ -24,7 +24,14 @@ NOT_IMPORTED = {
     "array-record": "tensorflow_datasets reads and writes its files by it",
     "importlib-resources": "tensorflow_datasets imports it without declaring it",
 }
-TOOLS = {"pytest-xdist", "ruff", "pyright", "setuptools", "beartype"}  # of the tests; run by name
+TOOLS = {
+    "pytest-xdist",
+    "ruff",
+    "pyright",
+    "setuptools",
+    "beartype",
+    "ipykernel",
+}  # of the tests; run by name
 NOT_SHIPPED = shutil.ignore_patterns(
     ".git",
     ".venv",
