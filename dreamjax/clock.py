@@ -45,11 +45,6 @@ class Ramp:
         first, last = self.over
         return f"{self.start:g} to {self.end:g} while the run goes from {first:.3g} to {last:.3g}"
 
-    @property
-    def always_zero(self) -> bool:
-        """Whether the value is 0 throughout."""
-        return self.start == self.end == 0.0
-
     def __call__(self, clock: Clock) -> Float[Array, ""]:
         """The value at this time."""
         first, last = self.over

@@ -77,7 +77,6 @@ Positive = Annotated[float, Range(0.0, LARGE, above=True)]
 NonNegative = Annotated[float, Range(0.0, LARGE)]
 Real = Annotated[float, Range(-LARGE, LARGE)]
 Dtype = typing.Literal["float32", "bfloat16", "float16"]
-PositiveSpan = Annotated[tuple[Positive, Positive], Rising()]
 ShareSpan = Annotated[tuple[Share, Share], Rising()]
 
 
