@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dreamjax.errors import UserError
@@ -31,7 +31,7 @@ class Images:
     flip: bool = False
 
 
-def to_x(images: np.ndarray, levels: int) -> Float[np.ndarray, "n h w c"]:
+def to_x(images: Integer[np.ndarray, "*shape"], levels: int) -> Float[np.ndarray, "*shape"]:
     """Levels 0..levels-1 as float32 in [-1, 1]."""
     return images.astype(np.float32) * np.float32(2.0 / (levels - 1)) - np.float32(1.0)
 

@@ -20,7 +20,7 @@ from typing import Annotated, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from tqdm import tqdm
 
 from dreamjax.data.pictures import CHANNELS, pack
@@ -52,12 +52,12 @@ class Mesh(NamedTuple):
 class Dominance(NamedTuple):
     """The colour that is seen most of: its mean rgb in [0, 1] and its share of what is seen.
 
-    `member` tells which faces have it, `shade` [F] their brightness beside the mean.
+    `member` tells which faces have it, `shade` their brightness beside the mean.
     """
 
     rgb: Float[np.ndarray, "3"]
     share: float
-    member: np.ndarray
+    member: Bool[np.ndarray, " f"]
     shade: Float[np.ndarray, " f"]
 
 

@@ -3,13 +3,14 @@
 What is kept of a picture are G-buffers, so that light, colours and backdrop can be drawn anew each
 time it is trained on. Meshes need be neither closed nor oriented: every face is seen from both
 sides, with its normal turned towards the camera. World and camera are those of `scene.camera`.
-Compiled by numba, without the interpreter's lock, so that threads share the work.
+Compiled by numba, without the interpreter's lock, so that threads share the work. What numba
+compiles cannot be wrapped by a type checker.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, no_type_check
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from numba import njit
 
 from dreamjax.data.pictures import GBuffer
@@ -30,7 +31,7 @@ class Soup(NamedTuple):
 class Dominant(NamedTuple):
     """The faces of a mesh's dominant colour, and their brightness beside its mean (1: the same)."""
 
-    member: Int[np.ndarray, " f"]
+    member: Bool[np.ndarray, " f"]
     shade: Float[np.ndarray, " f"]
 
 
@@ -43,6 +44,7 @@ class Pose(NamedTuple):
 
 
 @njit(cache=True, nogil=True)
+@no_type_check
 def _project(vertices, position, rotation, focal, size):
     """Columns, rows (in samples) and inverse forward distances of vertices."""
     out = np.empty((vertices.shape[0], 3))
@@ -63,6 +65,7 @@ def _project(vertices, position, rotation, focal, size):
 
 
 @njit(cache=True, nogil=True)
+@no_type_check
 def _fill(screen, faces, size, face_index, inverse):
     """Write the nearest face, and its inverse forward distance, at every sample's centre.
 
@@ -98,6 +101,7 @@ def _fill(screen, faces, size, face_index, inverse):
 
 
 @njit(cache=True, nogil=True)
+@no_type_check
 def _trace(vertices, faces, position, rotation, focal, size):
     face_index = np.full((size, size), NOTHING, np.int32)
     inverse = np.zeros((size, size))
@@ -107,6 +111,7 @@ def _trace(vertices, faces, position, rotation, focal, size):
 
 
 @njit(cache=True, nogil=True)
+@no_type_check
 def _resolve(face_index, inverse, vertices, faces, colors, member, shade, pose, focal, step):
     """Average `step` x `step` samples to a pixel: [S, S, 10] in the order of `GBuffer`."""
     position, rotation = pose[0], pose[1:]
@@ -179,7 +184,7 @@ def draw(
     faces = np.ascontiguousarray(soup.faces, np.int32)
     colors = np.ascontiguousarray(soup.colors, np.uint8)
     if dominant is None:
-        dominant = Dominant(np.zeros(len(faces), np.uint8), np.zeros(len(faces)))
+        dominant = Dominant(np.zeros(len(faces), bool), np.zeros(len(faces)))
     member = np.ascontiguousarray(dominant.member, np.uint8)
     shade = np.ascontiguousarray(dominant.shade, np.float64)
     fine = size * supersample

@@ -29,8 +29,10 @@ def classifier_free(
 
 
 def rescaled(
-    guided: Float[Array, "b ..."], cond: Float[Array, "b ..."], share: float = 0.7
-) -> Float[Array, "b ..."]:
+    guided: Float[Array, "b *shape"],
+    cond: Float[Array, "b *shape"],
+    share: float | Float[Array, ""] = 0.7,
+) -> Float[Array, "b *shape"]:
     """Guided predictions brought `share` of the way to the spread of the conditional ones.
 
     Large scales overexpose; this restores the standard deviation over each example
@@ -43,12 +45,12 @@ def rescaled(
 
 
 def perp_neg(
-    eps_cond: Float[Array, "b ..."],
-    eps_uncond: Float[Array, "b ..."],
-    eps_negative: Float[Array, "n b ..."],
+    eps_cond: Float[Array, "b *shape"],
+    eps_uncond: Float[Array, "b *shape"],
+    eps_negative: Float[Array, "n b *shape"],
     s: float | Float[Array, ""],
     weights: Float[Array, "n b"],
-) -> Float[Array, "b ..."]:
+) -> Float[Array, "b *shape"]:
     """Guidance away from N negative prompts without losing the positive one (arXiv 2304.04968).
 
     eps_uncond + s (d - sum_n weights_n d_n'), where d and d_n are the conditional predictions less
@@ -73,14 +75,14 @@ def perp_neg(
 
 def log_probability_gradient(
     log_probability: Callable[[Array, Array], Float[Array, " b"]],
-    x_t: Float[Array, "b ..."],
+    x_t: Float[Array, "b *shape"],
     t: Int[Array, " b"],
-) -> Float[Array, "b ..."]:
+) -> Float[Array, "b *shape"]:
     """Gradient of each example's log p(y | x_t) with respect to x_t, from a noisy classifier."""
     return jax.grad(lambda x: jnp.sum(log_probability(x, t)))(x_t)
 
 
-def guide_mean(model: Reverse, gradient: Float[Array, "b ..."], s: float) -> Reverse:
+def guide_mean(model: Reverse, gradient: Float[Array, "b *shape"], s: float) -> Reverse:
     """The ancestral step with its mean moved by s var gradient (arXiv 2105.05233 algorithm 1).
 
     x_0 and eps are left as the network gave them.
@@ -91,11 +93,11 @@ def guide_mean(model: Reverse, gradient: Float[Array, "b ..."], s: float) -> Rev
 
 def guide_eps(
     schedule: Schedule,
-    eps_hat: Float[Array, "b ..."],
+    eps_hat: Float[Array, "b *shape"],
     t: Int[Array, " b"],
-    gradient: Float[Array, "b ..."],
+    gradient: Float[Array, "b *shape"],
     s: float,
-) -> Float[Array, "b ..."]:
+) -> Float[Array, "b *shape"]:
     """eps_hat - s sigma_t gradient, for DDIM (arXiv 2105.05233 algorithm 2)."""
     check_shapes(t, eps_hat=eps_hat, gradient=gradient)
     return eps_hat - s * extract(schedule.sigma, t, eps_hat.ndim) * gradient

@@ -26,8 +26,8 @@ from dreamjax.errors import UserError
 class Bound(NamedTuple):
     """The bound of each example: L_T [B] and the terms of t = 0..T-1 [B, T], nats per dimension."""
 
-    prior: Array
-    terms: Array
+    prior: Float[Array, " b"]
+    terms: Float[Array, "b t"]
 
     @property
     def total(self) -> Float[Array, " b"]:
@@ -41,8 +41,8 @@ def bits(nats: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def gaussian_kl(
-    mean_q: Float[Array, "..."],
-    log_var_q: Float[Array, "..."],
+    mean_q: Float[Array, "..."] | float,
+    log_var_q: Float[Array, "..."] | float,
     mean_p: Float[Array, "..."] | float,
     log_var_p: Float[Array, "..."] | float,
 ) -> Float[Array, "..."]:
@@ -53,9 +53,9 @@ def gaussian_kl(
 
 
 def discretised_gaussian_log_likelihood(
-    x_0: Float[Array, "..."],
-    mean: Float[Array, "..."],
-    log_std: Float[Array, "..."],
+    x_0: Float[Array, "..."] | float,
+    mean: Float[Array, "..."] | float,
+    log_std: Float[Array, "..."] | float,
     levels: int = 256,
 ) -> Float[Array, "..."]:
     """Log of a Gaussian's mass in the bin of x_0, element by element, in nats (DDPM eq. 13).
@@ -79,7 +79,7 @@ def discretised_gaussian_log_likelihood(
     return jnp.where(x_0 < -end, log_ndtr(upper), jnp.where(x_0 > end, log_ndtr(-lower), inside))
 
 
-def prior_term(schedule: Schedule, x_0: Float[Array, "b ..."]) -> Float[Array, " b"]:
+def prior_term(schedule: Schedule, x_0: Float[Array, "b *shape"]) -> Float[Array, " b"]:
     """L_T, the mean KL of q(x_T | x_0) from a standard normal, nats per dimension (DDPM eq. 5)."""
     t = jnp.full(x_0.shape[:1], schedule.num_steps - 1)
     mean = extract(schedule.sqrt_alpha_bar, t, x_0.ndim) * x_0
@@ -88,7 +88,7 @@ def prior_term(schedule: Schedule, x_0: Float[Array, "b ..."]) -> Float[Array, "
 
 
 def decoder_term(
-    x_0: Float[Array, "b ..."], model: Reverse, levels: int = 256
+    x_0: Float[Array, "b *shape"], model: Reverse, levels: int = 256
 ) -> Float[Array, " b"]:
     """L_0, minus the mean log-likelihood of x_0's levels, nats per dimension (DDPM eq. 13)."""
     check_shapes(x_0=x_0, mean=model.mean)
@@ -99,8 +99,8 @@ def decoder_term(
 
 def transition_term(
     schedule: Schedule,
-    x_0: Float[Array, "b ..."],
-    x_t: Float[Array, "b ..."],
+    x_0: Float[Array, "b *shape"],
+    x_t: Float[Array, "b *shape"],
     t: Int[Array, " b"],
     model: Reverse,
 ) -> Float[Array, " b"]:
@@ -115,8 +115,8 @@ def transition_term(
 
 def bound_term(
     schedule: Schedule,
-    x_0: Float[Array, "b ..."],
-    x_t: Float[Array, "b ..."],
+    x_0: Float[Array, "b *shape"],
+    x_t: Float[Array, "b *shape"],
     t: Int[Array, " b"],
     model: Reverse,
     levels: int = 256,
@@ -130,7 +130,7 @@ def bound(
     net: Callable[[Array, Array], Array],
     schedule: Schedule,
     p: Parameterisation,
-    x_0: Float[Array, "b ..."],
+    x_0: Float[Array, "b *shape"],
     key: Key[Array, ""],
     levels: int = 256,
 ) -> Bound:

@@ -23,9 +23,9 @@ def prediction_loss(
     net: Callable[[Array, Array], Array],
     schedule: Schedule,
     p: Parameterisation,
-    x_0: Float[Array, "b ..."],
+    x_0: Float[Array, "b *shape"],
     t: Int[Array, " b"],
-    eps: Float[Array, "b ..."],
+    eps: Float[Array, "b *shape"],
 ) -> Float[Array, " b"]:
     """Mean square error of what the network predicts, eps, x_0, v or the posterior's mean.
 
@@ -41,9 +41,9 @@ def vlb_loss(
     net: Callable[[Array, Array], Array],
     schedule: Schedule,
     p: Parameterisation,
-    x_0: Float[Array, "b ..."],
+    x_0: Float[Array, "b *shape"],
     t: Int[Array, " b"],
-    eps: Float[Array, "b ..."],
+    eps: Float[Array, "b *shape"],
     levels: int = 256,
 ) -> Float[Array, " b"]:
     """T times the bound's term at t, bits per dimension: with t uniform, the bound without L_T.
@@ -59,9 +59,9 @@ def hybrid_loss(
     net: Callable[[Array, Array], Array],
     schedule: Schedule,
     p: Parameterisation,
-    x_0: Float[Array, "b ..."],
+    x_0: Float[Array, "b *shape"],
     t: Int[Array, " b"],
-    eps: Float[Array, "b ..."],
+    eps: Float[Array, "b *shape"],
     weight: float = 0.001,
     levels: int = 256,
 ) -> Float[Array, " b"]:

@@ -19,21 +19,27 @@ from dreamjax.errors import UserError
 class Gaussian(NamedTuple):
     """A diagonal Gaussian: mean [B, ...]; var and log_var broadcast against it."""
 
-    mean: Array
-    var: Array
-    log_var: Array
+    mean: Float[Array, "*shape"]
+    var: Float[Array, "*#shape"]
+    log_var: Float[Array, "*#shape"]
 
 
 def q_sample(
-    schedule: Schedule, x_0: Float[Array, "b ..."], t: Int[Array, " b"], eps: Float[Array, "b ..."]
-) -> Float[Array, "b ..."]:
+    schedule: Schedule,
+    x_0: Float[Array, "b *shape"],
+    t: Int[Array, " b"],
+    eps: Float[Array, "b *shape"],
+) -> Float[Array, "b *shape"]:
     """Diffuse x_0 to step t with the given standard normal eps (DDPM eq. 4)."""
     scale, sigma = _scales(schedule, t, x_0=x_0, eps=eps)
     return scale * x_0 + sigma * eps
 
 
 def posterior(
-    schedule: Schedule, x_0: Float[Array, "b ..."], x_t: Float[Array, "b ..."], t: Int[Array, " b"]
+    schedule: Schedule,
+    x_0: Float[Array, "b *shape"],
+    x_t: Float[Array, "b *shape"],
+    t: Int[Array, " b"],
 ) -> Gaussian:
     """q(x_{t-1} | x_t, x_0); at t = 0 its variance is 0 and its log_var is t = 1's (DDPM eq. 7)."""
     check_shapes(t, x_0=x_0, x_t=x_t)
@@ -46,56 +52,77 @@ def posterior(
 
 
 def x0_from_eps(
-    schedule: Schedule, x_t: Float[Array, "b ..."], t: Int[Array, " b"], eps: Float[Array, "b ..."]
-) -> Float[Array, "b ..."]:
+    schedule: Schedule,
+    x_t: Float[Array, "b *shape"],
+    t: Int[Array, " b"],
+    eps: Float[Array, "b *shape"],
+) -> Float[Array, "b *shape"]:
     """x_0 = (x_t - sigma_t eps) / sqrt(alpha_bar_t) (DDPM eq. 4 inverted)."""
     scale, sigma = _scales(schedule, t, x_t=x_t, eps=eps)
     return (x_t - sigma * eps) / scale
 
 
 def eps_from_x0(
-    schedule: Schedule, x_t: Float[Array, "b ..."], t: Int[Array, " b"], x_0: Float[Array, "b ..."]
-) -> Float[Array, "b ..."]:
+    schedule: Schedule,
+    x_t: Float[Array, "b *shape"],
+    t: Int[Array, " b"],
+    x_0: Float[Array, "b *shape"],
+) -> Float[Array, "b *shape"]:
     """Noise eps = (x_t - sqrt(alpha_bar_t) x_0) / sigma_t (DDPM eq. 4 inverted)."""
     scale, sigma = _scales(schedule, t, x_t=x_t, x_0=x_0)
     return (x_t - scale * x_0) / sigma
 
 
 def v_from_x0_eps(
-    schedule: Schedule, x_0: Float[Array, "b ..."], t: Int[Array, " b"], eps: Float[Array, "b ..."]
-) -> Float[Array, "b ..."]:
+    schedule: Schedule,
+    x_0: Float[Array, "b *shape"],
+    t: Int[Array, " b"],
+    eps: Float[Array, "b *shape"],
+) -> Float[Array, "b *shape"]:
     """v = sqrt(alpha_bar_t) eps - sigma_t x_0, a v-network's target (arXiv 2202.00512)."""
     scale, sigma = _scales(schedule, t, x_0=x_0, eps=eps)
     return scale * eps - sigma * x_0
 
 
 def x0_from_v(
-    schedule: Schedule, x_t: Float[Array, "b ..."], t: Int[Array, " b"], v: Float[Array, "b ..."]
-) -> Float[Array, "b ..."]:
+    schedule: Schedule,
+    x_t: Float[Array, "b *shape"],
+    t: Int[Array, " b"],
+    v: Float[Array, "b *shape"],
+) -> Float[Array, "b *shape"]:
     """x_0 = sqrt(alpha_bar_t) x_t - sigma_t v (arXiv 2202.00512 appendix D)."""
     scale, sigma = _scales(schedule, t, x_t=x_t, v=v)
     return scale * x_t - sigma * v
 
 
 def eps_from_v(
-    schedule: Schedule, x_t: Float[Array, "b ..."], t: Int[Array, " b"], v: Float[Array, "b ..."]
-) -> Float[Array, "b ..."]:
+    schedule: Schedule,
+    x_t: Float[Array, "b *shape"],
+    t: Int[Array, " b"],
+    v: Float[Array, "b *shape"],
+) -> Float[Array, "b *shape"]:
     """Noise eps = sigma_t x_t + sqrt(alpha_bar_t) v (arXiv 2202.00512 appendix D)."""
     scale, sigma = _scales(schedule, t, x_t=x_t, v=v)
     return sigma * x_t + scale * v
 
 
 def v_from_eps(
-    schedule: Schedule, x_t: Float[Array, "b ..."], t: Int[Array, " b"], eps: Float[Array, "b ..."]
-) -> Float[Array, "b ..."]:
+    schedule: Schedule,
+    x_t: Float[Array, "b *shape"],
+    t: Int[Array, " b"],
+    eps: Float[Array, "b *shape"],
+) -> Float[Array, "b *shape"]:
     """v = (eps - sigma_t x_t) / sqrt(alpha_bar_t), the inverse of `eps_from_v`."""
     scale, sigma = _scales(schedule, t, x_t=x_t, eps=eps)
     return (eps - sigma * x_t) / scale
 
 
 def v_from_x0(
-    schedule: Schedule, x_t: Float[Array, "b ..."], t: Int[Array, " b"], x_0: Float[Array, "b ..."]
-) -> Float[Array, "b ..."]:
+    schedule: Schedule,
+    x_t: Float[Array, "b *shape"],
+    t: Int[Array, " b"],
+    x_0: Float[Array, "b *shape"],
+) -> Float[Array, "b *shape"]:
     """v = (sqrt(alpha_bar_t) x_t - x_0) / sigma_t, the inverse of `x0_from_v`."""
     scale, sigma = _scales(schedule, t, x_t=x_t, x_0=x_0)
     return (scale * x_t - x_0) / sigma

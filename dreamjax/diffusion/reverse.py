@@ -23,25 +23,25 @@ from dreamjax.diffusion.process import (
 from dreamjax.diffusion.schedule import Schedule, extract
 from dreamjax.errors import UserError
 
-Threshold = Callable[[Float[Array, "b ..."]], Float[Array, "b ..."]]
+Threshold = Callable[[Float[Array, "b *shape"]], Float[Array, "b *shape"]]
 
 
 class Reverse(NamedTuple):
     """p(x_{t-1} | x_t): mean [B, ...], var and log_var that broadcast to it, and x_0 and eps."""
 
-    mean: Array
-    var: Array
-    log_var: Array
-    x_0: Array
-    eps: Array
+    mean: Float[Array, "*shape"]
+    var: Float[Array, "*#shape"]
+    log_var: Float[Array, "*#shape"]
+    x_0: Float[Array, "*shape"]
+    eps: Float[Array, "*shape"]
 
 
-def unclipped(x_0: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+def unclipped(x_0: Float[Array, "b *shape"]) -> Float[Array, "b *shape"]:
     """x_0 as it is."""
     return x_0
 
 
-def clip(x_0: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+def clip(x_0: Float[Array, "b *shape"]) -> Float[Array, "b *shape"]:
     """x_0 cut off at -1 and 1 (DDPM's code; Imagen's static thresholding)."""
     return jnp.clip(x_0, -1.0, 1.0)
 
@@ -136,8 +136,8 @@ class Parameterisation:
 
 
 def split_output(
-    p: Parameterisation, x_t: Float[Array, "b ... c"], output: Float[Array, "b ... d"]
-) -> tuple[Array, Array | None]:
+    p: Parameterisation, x_t: Float[Array, "b *shape c"], output: Float[Array, "b *shape d"]
+) -> tuple[Float[Array, "b *shape c"], Float[Array, "b *shape c"] | None]:
     """The prediction, and what the output says of the variance (None where that is fixed).
 
     Raises UserError where the output has not as many channels as the parameterisation asks.
@@ -158,10 +158,10 @@ def split_output(
 def eps_of(
     schedule: Schedule,
     p: Parameterisation,
-    x_t: Float[Array, "b ... c"],
+    x_t: Float[Array, "b *shape c"],
     t: Int[Array, " b"],
-    prediction: Float[Array, "b ... c"],
-) -> Float[Array, "b ... c"]:
+    prediction: Float[Array, "b *shape c"],
+) -> Float[Array, "b *shape c"]:
     """eps_hat behind a network's prediction (the first half of `split_output`), not thresholded."""
     if p.prediction == "eps":
         return prediction
@@ -173,10 +173,10 @@ def eps_of(
 def predicted_eps(
     schedule: Schedule,
     p: Parameterisation,
-    x_t: Float[Array, "b ... c"],
+    x_t: Float[Array, "b *shape c"],
     t: Int[Array, " b"],
-    output: Float[Array, "b ... d"],
-) -> Float[Array, "b ... c"]:
+    output: Float[Array, "b *shape d"],
+) -> Float[Array, "b *shape c"]:
     """eps_hat behind a network's whole output, float32 and not thresholded.
 
     Raises UserError for a wrong channel count.
@@ -187,9 +187,9 @@ def predicted_eps(
 def reverse(
     schedule: Schedule,
     p: Parameterisation,
-    x_t: Float[Array, "b ... c"],
+    x_t: Float[Array, "b *shape c"],
     t: Int[Array, " b"],
-    output: Float[Array, "b ... d"],
+    output: Float[Array, "b *shape d"],
 ) -> Reverse:
     """p(x_{t-1} | x_t) of a network's output (DDPM eq. 11), x_0 thresholded first.
 

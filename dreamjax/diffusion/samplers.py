@@ -13,7 +13,7 @@ from typing import NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Num
 
 from dreamjax.diffusion.process import q_sample
 from dreamjax.diffusion.reverse import Parameterisation, Reverse, Threshold, clip, reverse
@@ -31,8 +31,8 @@ class Given(NamedTuple):
     (RePaint's eq. 8, arXiv 2201.09865, without its resampling).
     """
 
-    image: Array
-    mask: Array | None = None
+    image: Float[Array, "b *shape"]
+    mask: Num[Array, "..."] | None = None
 
 
 def spaced_steps(num_steps: int, count: int) -> np.ndarray:
@@ -45,7 +45,9 @@ def spaced_steps(num_steps: int, count: int) -> np.ndarray:
     return np.round(np.linspace(num_steps - 1, 0, int(count))).astype(np.int32)[::-1]
 
 
-def sampling_steps(num_steps: int, steps: int | str | Sequence[int]) -> Int[np.ndarray, " s"]:
+def sampling_steps(
+    num_steps: int, steps: int | str | Sequence[int] | np.ndarray
+) -> Int[np.ndarray, " s"]:
     """The timesteps of 0..num_steps-1 that a sampler visits, rising.
 
     steps is how many (`spaced_steps`; "50" is 50), sections as "ddim50" or "10,15,20"
@@ -67,11 +69,11 @@ def ancestral_sample(
     p: Parameterisation,
     key: Key[Array, ""],
     shape: tuple[int, ...],
-    steps: int | str | Sequence[int],
+    steps: int | str | Sequence[int] | np.ndarray,
     guide: Callable[[Array, Array, Reverse], Reverse] = lambda x_t, t, model: model,
     given: Given | None = None,
     frames: bool = False,
-) -> Float[Array, "b ..."] | tuple[Float[Array, "b ..."], Float[Array, "s b ..."]]:
+) -> Float[Array, "b *shape"] | tuple[Float[Array, "b *shape"], Float[Array, "s b *shape"]]:
     """Draw x_0 by sampling p(x_{t-1} | x_t) at every step (DDPM algorithm 2).
 
     With fewer steps than T the process is respaced (arXiv 2102.09672 section 4). `guide` may move
@@ -94,12 +96,12 @@ def ddim_sample(
     schedule: Schedule,
     key: Key[Array, ""],
     shape: tuple[int, ...],
-    steps: int | str | Sequence[int],
+    steps: int | str | Sequence[int] | np.ndarray,
     eta: float = 0.0,
     threshold: Threshold = clip,
     given: Given | None = None,
     frames: bool = False,
-) -> Float[Array, "b ..."] | tuple[Float[Array, "b ..."], Float[Array, "s b ..."]]:
+) -> Float[Array, "b *shape"] | tuple[Float[Array, "b *shape"], Float[Array, "s b *shape"]]:
     """Draw x_0 of the given shape [B, ...] by DDIM (arXiv 2010.02502 eq. 12 and 16).
 
     steps are `sampling_steps`'. eta = 0 is deterministic given x_T, eta = 1 with every step is DDPM
@@ -138,11 +140,11 @@ def dpm_solver_sample(
     schedule: Schedule,
     key: Key[Array, ""],
     shape: tuple[int, ...],
-    steps: int | str | Sequence[int],
+    steps: int | str | Sequence[int] | np.ndarray,
     threshold: Threshold = clip,
     given: Given | None = None,
     frames: bool = False,
-) -> Float[Array, "b ..."] | tuple[Float[Array, "b ..."], Float[Array, "s b ..."]]:
+) -> Float[Array, "b *shape"] | tuple[Float[Array, "b *shape"], Float[Array, "s b *shape"]]:
     """Draw x_0 by DPM-Solver++(2M), second order and multistep (arXiv 2211.01095 algorithm 2).
 
     Deterministic given x_T. With lambda = log(sqrt(alpha_bar) / sigma) and h its rise over a step,

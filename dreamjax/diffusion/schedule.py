@@ -159,9 +159,11 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
     if schedule.num_steps < 2:
         raise UserError("zero terminal SNR needs at least 2 steps; got 1")
     root = schedule.sqrt_alpha_bar
-    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
-    before = np.append(1.0, root[:-1])
-    return Schedule(1.0 - (root / before) ** 2)
+    with np.errstate(divide="ignore", invalid="ignore"):  # `Schedule` refuses what is not finite
+        root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+        before = np.append(1.0, root[:-1])
+        betas = 1.0 - (root / before) ** 2
+    return Schedule(betas)
 
 
 def respaced(schedule: Schedule, steps: Sequence[int] | np.ndarray) -> Schedule:
@@ -179,7 +181,7 @@ def respaced(schedule: Schedule, steps: Sequence[int] | np.ndarray) -> Schedule:
 def section_steps(num_steps: int, sections: str | Sequence[int]) -> np.ndarray:
     """Choose timesteps of 0..T-1 as guided-diffusion's `timestep_respacing` does, rising.
 
-    "ddim50" takes every k-th step from 0, k whole, 50 in all; "10,15,20" (or [10, 15, 20]) cuts the
+    "ddim50" takes every k-th step from 0, k whole, 50 in all, at least two; "10,15,20" (or [10, 15, 20]) cuts the
     steps into as many equal sections (the first ones a step longer where they cannot be equal) and
     spreads that many steps evenly over each, both ends among them. Raises UserError where that
     cannot be.
@@ -187,7 +189,8 @@ def section_steps(num_steps: int, sections: str | Sequence[int]) -> np.ndarray:
     num_steps = _checked(num_steps)
     if isinstance(sections, str) and sections.startswith("ddim"):
         count = _whole(sections[4:], sections)
-        for stride in range(1, num_steps + 1):
+        # As published: one step would be t = 0, where x_T is no noise.
+        for stride in range(1, max(num_steps, 2)):
             steps = np.arange(0, num_steps, stride)
             if len(steps) == count:
                 return steps.astype(np.int32)
@@ -221,7 +224,7 @@ def checked_steps(num_steps: int, steps: Sequence[int] | np.ndarray) -> np.ndarr
     return ts.astype(np.int32)
 
 
-def log_snr_at(schedule: Schedule, t: Float[Array, "..."]) -> Float[Array, "..."]:
+def log_snr_at(schedule: Schedule, t: Float[Array, "..."] | float) -> Float[Array, "..."]:
     """log(alpha_bar / (1 - alpha_bar)) at any real t in 0..T-1, linear between whole steps.
 
     Where alpha_bar is 0 it is taken as -80, the logarithm of about the smallest float32 there is.
@@ -232,13 +235,15 @@ def log_snr_at(schedule: Schedule, t: Float[Array, "..."]) -> Float[Array, "..."
     return jnp.interp(t, index, _finite_log_snr(schedule), left=jnp.nan, right=jnp.nan)
 
 
-def t_at(schedule: Schedule, log_snr: Float[Array, "..."]) -> Float[Array, "..."]:
+def t_at(schedule: Schedule, log_snr: Float[Array, "..."] | float) -> Float[Array, "..."]:
     """The real t of a log-SNR, the inverse of `log_snr_at`; beyond the ends, 0 or T-1."""
     index = jnp.arange(schedule.num_steps, dtype=jnp.float32)
     return jnp.interp(log_snr, _finite_log_snr(schedule)[::-1], index[::-1])
 
 
-def extract(values: np.ndarray, t: Int[Array, "*batch"], ndim: int) -> Float[Array, "..."]:
+def extract(
+    values: Float[Array | np.ndarray, " T"], t: Int[Array, "*batch"], ndim: int
+) -> Float[Array, "..."]:
     """Look up values [T] at t as float32, with trailing axes of 1 up to ndim axes.
 
     Raises UserError for a t that is no integer or, where its value is known, not in 0..T-1. Inside
@@ -253,7 +258,7 @@ def extract(values: np.ndarray, t: Int[Array, "*batch"], ndim: int) -> Float[Arr
     return taken.reshape(t.shape + (1,) * (ndim - t.ndim))
 
 
-def _check_range(t: Array, num_steps: int) -> None:
+def _check_range(t: Array | float, num_steps: int) -> None:
     """Raise UserError for a t whose value is known and not in 0..T-1."""
     if isinstance(t, Tracer):
         return

@@ -15,7 +15,9 @@ def uniform(key: Key[Array, ""], shape: tuple[int, ...], low, high) -> Int[Array
     return jax.random.randint(key, shape, low, high)
 
 
-def late(key: Key[Array, ""], shape: tuple[int, ...], low, high, power: float) -> Int[Array, "..."]:
+def late(
+    key: Key[Array, ""], shape: tuple[int, ...], low, high, power: float | Float[Array, ""]
+) -> Int[Array, "..."]:
     """Draw t from low..high-1, late ones more often: density (1 + power) u^power; power 0 is even.
 
     What a caption decides, kind, colours and view, it decides while little but noise is to be seen;

@@ -61,7 +61,9 @@ class Camera(NamedTuple):
     elevation: Float[Array, "*batch"]
 
 
-def direction(azimuth: Float[Array, "*b"], elevation: Float[Array, "*b"]) -> Float[Array, "*b 3"]:
+def direction(
+    azimuth: float | Float[Array, "*b"], elevation: float | Float[Array, "*b"]
+) -> Float[Array, "*b 3"]:
     """Unit vectors from the origin towards azimuth and elevation in degrees."""
     azimuth, elevation = jnp.deg2rad(azimuth), jnp.deg2rad(elevation)
     horizontal = jnp.cos(elevation)

@@ -59,7 +59,7 @@ def conical_frustum_gaussian(
 
 
 def isotropic(
-    rays: Rays, dist_edges: Float[Array, "*batch edges"], lam: Float[Array, ""]
+    rays: Rays, dist_edges: Float[Array, "*batch edges"], lam: float | Float[Array, ""]
 ) -> tuple[Float[Array, "*batch samples 3"], Float[Array, "*batch samples 1"]]:
     """Interval midpoints with covariance lam I, not the frustum's (DreamFusion, section 3.1).
 
@@ -71,7 +71,7 @@ def isotropic(
 
 
 def quarter_turns(
-    mean: Float[Array, "*batch 3"], var: Float[Array, "*#batch #3"], quarters: Int[Array, ""]
+    mean: Float[Array, "*batch 3"], var: Float[Array, "*#batch #3"], quarters: int | Int[Array, ""]
 ) -> tuple[Float[Array, "*batch 3"], Float[Array, "*#batch #3"]]:
     """The Gaussians turned about z by so many right angles, counter-clockwise seen from above.
 

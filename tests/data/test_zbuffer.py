@@ -11,7 +11,8 @@ zbuffer = pytest.importorskip("dreamjax.data.zbuffer", reason="needs numba")
 
 
 def pose_of(camera: Camera):
-    return zbuffer.Pose(*(np.asarray(v, np.float64) for v in camera[:3]))
+    position, rotation, focal = (np.asarray(v, np.float64) for v in camera[:3])
+    return zbuffer.Pose(position, rotation, float(focal))
 
 
 def random_soup(rng: np.random.Generator, count: int = 40):
@@ -19,7 +20,8 @@ def random_soup(rng: np.random.Generator, count: int = 40):
     centres = rng.uniform(-0.5, 0.5, (count, 1, 3))
     corners = centres + rng.uniform(0.05, 0.4, (count, 1, 1)) * rng.normal(size=(count, 3, 3))
     faces = np.arange(3 * count).reshape(count, 3)
-    return zbuffer.Soup(corners.reshape(-1, 3), faces, rng.integers(0, 256, (count, 3)))
+    colors = rng.integers(0, 256, (count, 3), np.uint8)
+    return zbuffer.Soup(corners.reshape(-1, 3), faces, colors)
 
 
 def cast(soup, camera: Camera, size: int):

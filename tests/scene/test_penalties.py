@@ -25,7 +25,14 @@ END = finished(100)
 def seen(**leaves):
     """A rendering [V, H, W] of which only these leaves are known."""
     known = {name: jnp.float32(value) for name, value in leaves.items()}
-    return Rendering(**dict.fromkeys(Rendering._fields, jnp.float32(jnp.nan)) | known)
+    vectors = ("rgb", "albedo", "normal")
+    name, value = next(iter(known.items()))
+    shape = value.shape[:-1] if name in vectors else value.shape
+    unknown = {
+        name: jnp.full((*shape, 3) if name in vectors else shape, jnp.nan)
+        for name in Rendering._fields
+    }
+    return Rendering(**unknown | known)
 
 
 def samples(views=1, size=6, count=5):

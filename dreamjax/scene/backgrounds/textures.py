@@ -67,7 +67,7 @@ def fourier(key: Key[Array, ""], size: int) -> Float[Array, "size size 3"]:
 
 
 def blur(
-    rgb: Float[Array, "size size 3"], deviation: Float[Array, ""]
+    rgb: Float[Array, "size size 3"], deviation: float | Float[Array, ""]
 ) -> Float[Array, "size size 3"]:
     """Smoothed by a Gaussian of this standard deviation in pixels, cut off at its reach."""
     place = jnp.arange(rgb.shape[0])
