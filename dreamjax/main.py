@@ -14,6 +14,7 @@ goes on where it was. Every value is overridden as --config.KEY=VALUE, a nested 
 import errno
 import importlib.util
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -26,14 +27,17 @@ from ml_collections import config_flags
 import dreamjax
 from dreamjax import config as config_lib
 from dreamjax.devices import warn_of_unused_plugin
-from dreamjax.errors import UserError
+from dreamjax.errors import FullDisk, UserError
 from dreamjax.settings import is_settings
+from dreamjax.streams import keep_going
 from dreamjax.training.compilation import keep_compiled
-from dreamjax.workdir import slug
+from dreamjax.training.interrupt import stoppable
+from dreamjax.workdir import cannot_write, slug
 
 HELP = r"--?h(elp(short|full)?)?"
-DISK_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+DISK_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO}
 DREAM_CONFIG = "toybox"
+LONGEST = 1000  # characters of an error
 
 
 def config_names() -> dict[str, Path]:
@@ -236,38 +240,53 @@ def dream_arguments(args: Sequence[str]) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the task that `argv[1:]` asks for; returns the exit status, 2 for a user's mistake."""
-    args = list(argv[1:])
+    """Run the task that `argv[1:]` asks for and return the exit status.
+
+    2 is a user's mistake, 1 a full disk, 128 and its number a signal.
+    """
     try:
-        if args[:1] == ["--version"]:
-            print(f"dreamjax {dreamjax.__version__}")
-            return 0
-        if args[:1] == ["dream"]:
-            args = dream_arguments(args[1:])
-        if any(re.fullmatch(HELP, arg) for arg in args) or not args:
-            print(usage(args), end="")
-            return 0
-        keep_compiled()  # before a config file imports JAX
-        task, workdir = parse(args)
-        if not workdir:
-            raise UserError("--workdir is missing: name the directory that the run writes to")
-        warn_of_unused_plugin()
-        task.run(workdir)
+        with stoppable():
+            return _run(list(argv[1:]))
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _fail(error)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        print(f"error: {error.strerror}: {error.filename}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:  # the task has saved by now, and said how to go on
-        return 130
+        return _fail(cannot_write(error.filename or "a file", error))
+    except MemoryError as error:
+        return _fail(UserError(f"there is not enough memory: {error}"))
+    except KeyboardInterrupt as stop:  # the task has saved by now, and said how to go on
+        number = stop.args[0] if stop.args else signal.SIGINT
+        print(f"stopped by {signal.Signals(number).name}", file=sys.stderr)
+        return 128 + number
+
+
+def _run(args: list[str]) -> int:
+    if args[:1] == ["--version"]:
+        print(f"dreamjax {dreamjax.__version__}")
+        return 0
+    if args[:1] == ["dream"]:
+        args = dream_arguments(args[1:])
+    if any(re.fullmatch(HELP, arg) for arg in args) or not args:
+        print(usage(args), end="")
+        return 0
+    keep_compiled()  # before a config file imports JAX
+    task, workdir = parse(args)
+    if not workdir:
+        raise UserError("--workdir is missing: name the directory that the run writes to")
+    warn_of_unused_plugin()
+    task.run(workdir)
     return 0
+
+
+def _fail(error: UserError) -> int:
+    print(f"error: {' '.join(str(error).split())[:LONGEST]}", file=sys.stderr)
+    return 1 if isinstance(error, FullDisk) else 2
 
 
 def cli() -> None:
     """The command `dreamjax`."""
+    keep_going()
     sys.exit(main(sys.argv))
 
 

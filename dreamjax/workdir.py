@@ -1,6 +1,7 @@
 """The directory that a run owns: its `config.json`, its lock, and whole files or none."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -11,10 +12,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dreamjax.config import CLASS, dumps, from_plain, leaves
-from dreamjax.errors import UserError
+from dreamjax.errors import FullDisk, UserError
 
 CONFIG_FILE = "config.json"
 LOCK_FILE = ".lock"
+UNFINISHED = ".{stem}.{pid}.part{suffix}"  # what a file is called until it is whole
 
 # Locks of workdirs, by their files. They are the process's: the system lets go of them when it
 # ends, however it ends.
@@ -29,16 +31,31 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Raises UserError where the file cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    name = UNFINISHED.format(stem=path.stem, pid=os.getpid(), suffix=path.suffix)
+    temporary = path.with_name(name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        raise cannot_write(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def cannot_write(path: str | Path, why: OSError | str) -> UserError:
+    """The error for a file or folder that cannot be written; a FullDisk where no space is left."""
+    text = why if isinstance(why, str) else why.strerror or str(why)
+    signs = ("No space left", "RESOURCE_EXHAUSTED", "Disk quota exceeded")
+    full = any(sign in text for sign in signs) or (
+        isinstance(why, OSError) and why.errno in (errno.ENOSPC, errno.EDQUOT)
+    )
+    return (
+        FullDisk(f"no space left to write {path}")
+        if full
+        else UserError(f"cannot write {path}: {' '.join(text.split())[:300]}")
+    )
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -89,25 +106,53 @@ def claim(workdir: str | Path, task: Any, harmless: tuple[str, ...] = ()) -> Pat
         if not os.access(workdir, os.W_OK | os.X_OK):
             raise PermissionError("no permission to write")
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise cannot_write(workdir, error) from error
         reason = error.strerror or error
         raise UserError(f"cannot use the workdir {_short(workdir)}: {reason}") from error
     stored = stored_task(workdir) if CONFIG_FILE in present else None
     if stored is None:
-        # Logs that the shell made (`2> workdir/log.txt`) and hidden files are nobody's loss.
-        other = [n for n in present if not n.startswith(".") and not n.endswith((".txt", ".log"))]
-        if other:
+        if _is_home(workdir):
+            raise UserError(f"the workdir is your home directory, {workdir}: name one of its own")
+        if other := [name for name in present if _is_anothers(workdir / name)]:
             raise UserError(
                 f"the workdir {workdir} holds {other[0]} but no {CONFIG_FILE} of a run: "
                 "name a new or an empty directory"
             )
-        if workdir.resolve() == Path.home().resolve():
-            raise UserError(f"the workdir is your home directory, {workdir}: name one of its own")
     else:
         check_same_run(workdir, stored, task, harmless)
     _lock(workdir)
+    _sweep(workdir)
     if stored != task:
         write_text(workdir / CONFIG_FILE, dumps(task))
     return workdir
+
+
+def _is_home(folder: Path) -> bool:
+    """Whether a folder is the user's home, by the environment or by the system's own list."""
+    homes = [os.path.expanduser("~")]
+    with contextlib.suppress(ImportError, KeyError):
+        import pwd  # not on Windows
+
+        homes.append(pwd.getpwuid(os.getuid()).pw_dir)
+    return folder.resolve() in [Path(home).resolve() for home in homes]
+
+
+def _is_anothers(path: Path) -> bool:
+    """Whether something in a folder without a run is another's.
+
+    Logs that the shell made (`2> workdir/log.txt`) and hidden files are nobody's loss.
+    """
+    if path.name.startswith("."):
+        return path.is_dir()  # .git, .ssh
+    return path.suffix not in (".txt", ".log")
+
+
+def _sweep(workdir: Path) -> None:
+    """Delete the unfinished files that a killed process left; the lock says that it has ended."""
+    for path in workdir.glob(UNFINISHED.format(stem="*", pid="*", suffix="*")):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def resolved(path: str | Path) -> Path:
@@ -169,7 +214,7 @@ def _lock(workdir: Path) -> None:
     except NotImplementedError:  # a file system without locks
         pass
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        raise cannot_write(path, error) from error
 
 
 def release(workdir: str | Path) -> None:

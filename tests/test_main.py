@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 
 from dreamjax import __version__
 from dreamjax import main as main_lib
-from dreamjax.errors import UserError
+from dreamjax.errors import FullDisk, UserError
+from dreamjax.training.interrupt import Stopped
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = """
@@ -207,8 +209,13 @@ def test_a_dream_needs_a_sentence(called, capsys):
     "error, status, says",
     [
         (UserError("no such\nword"), 2, "error: no such word\n"),
-        (OSError(errno.ENOSPC, "No space left on device", "f"), 2, "error: No space left on"),
-        (KeyboardInterrupt(), 130, ""),
+        (UserError("x" * 5000), 2, "error: xxx"),
+        (FullDisk("no space left to write f"), 1, "error: no space left to write f\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "f"), 1, "error: no space left to write"),
+        (OSError(errno.EACCES, "Permission denied", "f"), 2, "error: cannot write f: Permission"),
+        (MemoryError(), 2, "error: there is not enough memory"),
+        (KeyboardInterrupt(), 130, "stopped by SIGINT\n"),
+        (Stopped(signal.SIGTERM), 143, "stopped by SIGTERM\n"),
     ],
 )
 def test_what_a_task_raises(config_file, capsys, error, status, says):
@@ -217,7 +224,8 @@ def test_what_a_task_raises(config_file, capsys, error, status, says):
     module.ERROR = [error]
     config_file.write_text(config_file.read_text() + "\nfrom dreamjax_test_error import ERROR\n")
     assert run(f"--config={config_file}", "--workdir=x") == status
-    assert capsys.readouterr().err.startswith(says)
+    err = capsys.readouterr().err
+    assert err.startswith(says) and err.count("\n") == 1 and len(err) < 1100
 
 
 def test_a_bug_keeps_its_traceback(config_file):
@@ -252,6 +260,72 @@ def test_as_a_process_it_is_quiet(config_file, tmp_path):
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.count("\n") == 1 and "did you mean config.steps?" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+TALKER = """
+import contextlib, os, time
+from dreamjax.settings import settings
+
+@settings
+class Task:
+    "A task that talks."
+
+    prompt: str = ""
+
+    def run(self, workdir):
+        print("first", flush=True)
+        for _ in range(50):
+            print(self.prompt, "\\u7ea2", flush=True)
+            time.sleep(0.01)
+        with contextlib.suppress(OSError):
+            os.write(1, b"a library that prints\\n")
+        with open(workdir, "w") as file:
+            file.write("whole")
+            file.flush()
+            time.sleep(float(os.environ.get("WAIT", 0)))
+
+def get_config():
+    return Task()
+"""
+
+
+def shell(command, **environment):
+    env = dict(os.environ, PYTHONPATH=str(ROOT), **environment)
+    command = command.replace("dreamjax", f"{sys.executable} -m dreamjax.main")
+    return subprocess.run(["bash", "-c", command], env=env, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "after, out",
+    [
+        ("| head -1", "first\n"),
+        (">&- 2>&-", ""),
+        ("<&- >&- 2>&-", ""),
+        ("> /dev/full", ""),
+        ("2> /dev/full | tail -2", "\\U0001f534 \\u7ea2\na library that prints\n"),
+    ],
+)
+def test_output_that_nobody_takes_stops_nothing(tmp_path, after, out):
+    (tmp_path / "talker.py").write_text(TALKER)
+    command = f"set -o pipefail; dreamjax --config={tmp_path}/talker.py --config.prompt=🔴"
+    done = shell(f"{command} --workdir={tmp_path}/out {after}", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stdout, done.stderr) == (0, out, "")
+    assert (tmp_path / "out").read_text() == "whole"
+
+
+@pytest.mark.parametrize("name", ["TERM", "HUP", "INT"])
+def test_a_signal_is_told(tmp_path, name):
+    (tmp_path / "talker.py").write_text(TALKER)
+    args = [f"--config={tmp_path}/talker.py", f"--workdir={tmp_path}/out"]
+    env = dict(os.environ, PYTHONPATH=str(ROOT), WAIT="60")
+    pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    command = [sys.executable, "-m", "dreamjax.main", *args]
+    with subprocess.Popen(command, env=env, text=True, **pipes) as process:
+        assert process.stdout.readline() == "first\n"
+        process.send_signal(getattr(signal, f"SIG{name}"))
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + getattr(signal, f"SIG{name}")
+    assert err == f"stopped by SIG{name}\n"
 
 
 def test_importing_the_package_loads_nothing_heavy():

@@ -1,18 +1,31 @@
 """Who owns a workdir, and that no file is ever half-written."""
 
+import errno
 import json
 import os
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from dreamjax import workdir as workdir_lib
 from dreamjax.clock import Ramp
-from dreamjax.errors import UserError
+from dreamjax.errors import FullDisk, UserError
 from dreamjax.settings import settings
-from dreamjax.workdir import claim, release, replacing, resolved, slug, stored_task, write_bytes
+from dreamjax.workdir import (
+    cannot_write,
+    claim,
+    release,
+    replacing,
+    resolved,
+    slug,
+    stored_task,
+    write_bytes,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @settings
@@ -81,6 +94,42 @@ def test_a_home_is_nobodys_workdir(tmp_path, monkeypatch):
             claim(path, Task())
     assert list(tmp_path.iterdir()) == []
     assert claim("~/run", Task()) == tmp_path / "run"
+    # Another one in the environment: what the system has on record counts too.
+    import pwd
+
+    here = pwd.getpwuid(os.getuid()).pw_dir
+    with pytest.raises(UserError, match="the workdir is your home directory|holds"):
+        claim(here, Task())
+
+
+def test_hidden_folders_are_somebodys(tmp_path):
+    (tmp_path / ".git").mkdir()
+    with pytest.raises(UserError, match="holds .git but no config.json"):
+        claim(tmp_path, Task())
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from dreamjax.workdir import replacing\n"
+        "with replacing(Path(sys.argv[1]) / 'turntable.mp4') as beside:\n"
+        "    beside.write_bytes(b'half'); os.kill(os.getpid(), 9)"
+    )
+    env = dict(os.environ, PYTHONPATH=str(ROOT))
+    claim(tmp_path, Task())
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=env)
+    (tmp_path / ".mine.7.mp4").write_text("kept")
+    assert len(list(tmp_path.glob(".turntable.*"))) == 1
+    claim(tmp_path, Task())
+    assert sorted(os.listdir(tmp_path)) == [".lock", ".mine.7.mp4", "config.json"]
+
+
+def test_no_space_left_is_an_error_of_its_own(tmp_path, monkeypatch):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    for why in (full, "Error: RESOURCE_EXHAUSTED: x", OSError("tensorstore: No space left on it")):
+        assert isinstance(cannot_write("f", why), FullDisk)
+        assert str(cannot_write("f", why)) == "no space left to write f"
+    denied = cannot_write("f", OSError(errno.EACCES, "Permission denied"))
+    assert not isinstance(denied, FullDisk) and str(denied) == "cannot write f: Permission denied"
 
 
 @pytest.mark.parametrize("path", ["~no_such_user_at_all/run", "x" * 5000, "a/" * 3000, "a\0b"])
@@ -135,7 +184,7 @@ def test_a_workdir_without_permission(tmp_path):
 CLAIM = """
 import sys
 from dreamjax.clock import Ramp
-from dreamjax.errors import UserError
+from dreamjax.errors import FullDisk, UserError
 from dreamjax.workdir import claim
 try:
     claim(sys.argv[1], Ramp())

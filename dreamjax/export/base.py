@@ -1,8 +1,10 @@
 """Exporters: each writes one kind of file about a finished object.
 
 A new exporter is a settings class in a file of this package, or anywhere, with the one method of
-`Exporter`. Two attributes are looked for and need not be there: `doing` is said before it begins
-(once, if several exporters say the same), and an exporter with a true `last` runs after the others.
+`Exporter`. Three attributes are looked for and need not be there: `doing` is said before it begins
+(once, if several exporters say the same); an exporter with a true `last` runs after the others;
+one with a true `gathers` embeds the others' files, so it runs before those and once more after
+them.
 """
 
 import json
@@ -11,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dreamjax.config import part_names
-from dreamjax.errors import UserError
+from dreamjax.errors import FullDisk, UserError
 from dreamjax.export.object3d import Object3D
 from dreamjax.workdir import resolved, write_text
 
@@ -49,11 +51,11 @@ def export_all(
     the code.
     """
     folder, exporters = resolved(folder), tuple(exporters)
-    named = zip(part_names(exporters), exporters, strict=True)
     entries: dict[str, dict] = {}
     errors: dict[str, Exception] = {}
     said = {""}
-    for name, exporter in sorted(named, key=lambda pair: bool(getattr(pair[1], "last", False))):
+    for name, exporter in _order(exporters):
+        errors.pop(name, None)
         doing = getattr(exporter, "doing", "")
         if doing not in said:
             say(f"{doing} ...")
@@ -75,6 +77,15 @@ def export_all(
         _raise(errors)
 
 
+def _order(exporters: tuple[Exporter, ...]) -> list[tuple[str, Exporter]]:
+    """Exporters with their names, as they run."""
+    named = list(zip(part_names(exporters), exporters, strict=True))
+    last = [pair for pair in named if getattr(pair[1], "last", False)]
+    gathering = [pair for pair in named if getattr(pair[1], "gathers", False)]
+    first = [pair for pair in named if pair not in last and pair not in gathering]
+    return first + gathering + (last + gathering if last else [])
+
+
 def _plain(value: object) -> object:
     """What JSON has no word for: other mappings as its own, all else as text."""
     return dict(value) if isinstance(value, Mapping) else str(value)
@@ -87,7 +98,8 @@ def _raise(errors: dict[str, Exception]) -> None:
     if first is not None:
         raise first
     first = next(iter(errors.values()))
-    raise UserError(f"{', '.join(errors)} failed: {_line(first)}") from first
+    kind = FullDisk if isinstance(first, FullDisk) else UserError
+    raise kind(f"{', '.join(errors)} failed: {_line(first)}") from first
 
 
 def _line(error: Exception) -> str:

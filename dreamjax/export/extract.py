@@ -6,18 +6,17 @@ neighbours on the grid.
 """
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import fast_simplification
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from scipy import ndimage, sparse
-from skimage import measure
 
 from dreamjax.errors import UserError
-from dreamjax.export.chunks import CHUNK, in_chunks
+from dreamjax.export.chunks import in_chunks
 from dreamjax.export.gltf import Mesh
-from dreamjax.export.progress import progress
+from dreamjax.export.march import marching_cubes, on_grid
 from dreamjax.export.surface import Surface
 
 Points = Float[np.ndarray, "N 3"]
@@ -36,11 +35,12 @@ def extract_mesh(
     [0, 1]; both are called with `chunks.CHUNK` points at a time, all inside the sphere of `radius`.
     The density outside the sphere counts as 0, so the surface closes there; hollows that no view
     can look into are filled. Raises UserError if there is no surface: nothing opaque, everything
-    opaque, only scattered specks, or a density that is not finite.
+    opaque, only scattered specks, or a density that is not finite; and where there is not the
+    memory that the resolution asks for.
     """
     spacing = 2.0 * radius / (surface.resolution - 1)
     axis = (np.arange(surface.resolution + 2) - (surface.resolution + 1) / 2) * spacing
-    density, inside = _on_grid(density_fn, axis, radius)
+    density, inside = on_grid(density_fn, axis, radius)
     if not np.isfinite(density).all():
         raise UserError("no mesh: the field's density is not finite everywhere (the run diverged)")
     level = surface_level(density, spacing)
@@ -50,8 +50,10 @@ def extract_mesh(
             f"no mesh: the density fills the whole sphere of radius {radius:g} (between "
             f"{density[inside].min():.3g} and {density.max():.3g}): fog, not an object"
         )
-    enclosed = np.asarray(ndimage.binary_fill_holes(solid), bool) & ~solid
-    vertices, faces = _marching_cubes(density, enclosed, level)
+    enclosed = np.asarray(ndimage.binary_fill_holes(solid), bool)
+    np.greater(enclosed, solid, out=enclosed)
+    del solid, inside
+    vertices, faces = marching_cubes(density, enclosed, level)
     faces, parts = _drop_small_parts(vertices, faces, surface.min_part)
     if not len(faces):
         raise UserError(
@@ -72,26 +74,6 @@ def extract_mesh(
     beneath = (vertices - 0.5 * spacing * normals).astype(np.float32)
     colors = np.clip(in_chunks(albedo_fn, beneath), 0.0, 1.0)
     return Mesh(vertices.astype(np.float32), faces, normals, colors)
-
-
-def _on_grid(
-    density_fn: DensityFn, axis: Float[np.ndarray, "n"], radius: float
-) -> tuple[Float[np.ndarray, "n n n"], Bool[np.ndarray, "n n n"]]:
-    """Density at the points of a cubic grid, 0 outside the sphere, and which lie inside it.
-
-    Only the results are as large as the grid: at 512 points a side, positions alone would take
-    3 GB.
-    """
-    squared = axis.astype(np.float32) ** 2
-    inside = squared[:, None, None] + squared[:, None] + squared <= np.float32(radius) ** 2
-    density = np.zeros(inside.shape, np.float32)
-    places = np.flatnonzero(inside)
-    starts: Iterable[int] = range(0, len(places), CHUNK)
-    for start in progress(starts, "the mesh's grid"):
-        place = places[start : start + CHUNK]
-        points = axis[np.stack(np.unravel_index(place, inside.shape), -1)].astype(np.float32)
-        density.flat[place] = in_chunks(density_fn, points)
-    return density, inside
 
 
 def surface_level(density: Float[np.ndarray, "n n n"], spacing: float) -> float:
@@ -121,18 +103,6 @@ def surface_level(density: Float[np.ndarray, "n n n"], spacing: float) -> float:
     first = best - int(np.argmin(np.append(good[best::-1], False))) + 1
     last = best + int(np.argmin(np.append(good[best:], False))) - 1
     return float(np.sqrt(levels[first] * levels[last]))
-
-
-def _marching_cubes(
-    density: Float[np.ndarray, "n n n"], enclosed: Bool[np.ndarray, "n n n"], level: float
-) -> tuple[Float[np.ndarray, "V 3"], Int[np.ndarray, "F 3"]]:
-    """Vertices in grid units and outward faces of {density > level} with its hollows filled."""
-    relative = np.log(np.maximum(density, 1e-30)) - np.log(level)
-    # Never exactly 0, where several vertices would meet in one grid point.
-    relative = np.where(density > level, np.maximum(relative, 1e-3), np.minimum(relative, -1e-3))
-    relative = np.clip(np.where(enclosed, 1.0, relative), -3.0, 3.0)
-    vertices, faces, _, _ = measure.marching_cubes(relative, 0.0)
-    return vertices.astype(np.float64), faces[:, ::-1].astype(np.int32)
 
 
 def _slide_to_level(

@@ -22,13 +22,13 @@ _CURVE_SIZE = (340, 130)
 class Report:
     """`report.html`: the mesh to turn, video, views, curves and settings on one page.
 
-    It embeds what the other exporters have left in the folder, so it comes after them.
+    It embeds what the other exporters have left in the folder.
     """
 
     curves: tuple[str, ...] = ("opacity", "grad_norm", "residual_norm")
     """The logged metrics that are drawn."""
 
-    last = True
+    gathers = True
 
     def __call__(self, result: Object3D, folder: Path) -> list[Path]:
         """Write the page and return its path; raises UserError if it cannot be written."""

@@ -16,6 +16,8 @@ class Turntable:
     size: Annotated[int, Range(1, 2048)] = 96  # pixels a side of each rendering
     fps: Annotated[int, Range(1, 240)] = 24  # pictures a second
 
+    last = True  # it takes long, and needs a program that may not be there
+
     @property
     def doing(self) -> str:
         """What is said first."""

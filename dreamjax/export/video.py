@@ -2,6 +2,8 @@
 
 import contextlib
 import itertools
+import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable
@@ -12,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dreamjax.errors import UserError
-from dreamjax.workdir import replacing
+from dreamjax.workdir import cannot_write, replacing
 
 
 def write_video(
@@ -31,6 +33,7 @@ def write_video(
     path, frames = Path(path), iter(frames)
     if path.suffix.lower() != ".mp4":
         raise UserError(f"a video is written as .mp4, not as {path.name}")
+    ffmpeg = find_ffmpeg()  # before the first frame is rendered
     first = next(frames, None)
     if first is None:
         raise UserError("a video needs at least one frame")
@@ -38,7 +41,7 @@ def write_video(
     height, width = first.shape[:2]
     factor = -(-min_size // min(height, width))
     enlarged = [side * factor + side * factor % 2 for side in (width, height)]
-    command = [_ffmpeg(), "-y", "-loglevel", "error"]
+    command = [ffmpeg, "-y", "-loglevel", "error"]
     command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-r", str(fps)]
     command += ["-s", f"{width}x{height}", "-i", "-", "-an"]
     command += ["-vf", f"scale={enlarged[0]}:{enlarged[1]}:flags=lanczos", "-c:v", "libx264"]
@@ -48,22 +51,31 @@ def write_video(
             [*command, str(temporary)],
             (_checked(frame, first.shape) for frame in itertools.chain([first], frames)),
         )
+        if reason is None and not temporary.exists():
+            reason = f"{ffmpeg} wrote no file"
         if reason is not None:
-            raise UserError(f"cannot write {path}: ffmpeg: {reason}")
+            raise cannot_write(path, f"ffmpeg: {reason}")
 
 
-def _ffmpeg() -> str:
-    try:
-        return imageio_ffmpeg.get_ffmpeg_exe()
-    except RuntimeError as error:
-        raise UserError(
-            "cannot write a video: there is no ffmpeg; install one, or name it in the environment "
-            "variable IMAGEIO_FFMPEG_EXE"
-        ) from error
+def find_ffmpeg() -> str:
+    """The program that encodes; raises UserError where there is none that could be run."""
+    with contextlib.suppress(RuntimeError):
+        found = imageio_ffmpeg.get_ffmpeg_exe()
+        if shutil.which(found):
+            return found
+    named = os.environ.get("IMAGEIO_FFMPEG_EXE")
+    wrong = f"IMAGEIO_FFMPEG_EXE is {named}, no program" if named else "there is no ffmpeg"
+    raise UserError(
+        f"cannot write a video: {wrong}; install ffmpeg, or name one in the environment variable "
+        "IMAGEIO_FFMPEG_EXE"
+    )
 
 
 def _encode(command: list[str], frames: Iterable[np.ndarray]) -> str | None:
-    """Feed frames to ffmpeg; return why it failed, None where it did not."""
+    """Feed frames to ffmpeg; return why it failed, None where it did not.
+
+    Raises OSError where it is no program of this machine.
+    """
     # Not imageio's own writer: it forks, which a process that runs JAX must not.
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)

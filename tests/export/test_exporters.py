@@ -11,7 +11,7 @@ import trimesh
 from PIL import Image
 
 from dreamjax.config import choose, from_plain, part_names, to_plain
-from dreamjax.errors import UserError
+from dreamjax.errors import FullDisk, UserError
 from dreamjax.export.base import MANIFEST, Exporter, export_all
 from dreamjax.export.glb import Glb
 from dreamjax.export.gltf import linear_to_srgb
@@ -59,6 +59,14 @@ class Broken:
         raise IndexError("a defect") if self.defect else UserError("no such\nformat")
 
 
+@settings
+class Full:
+    """A toy exporter for which there is no space."""
+
+    def __call__(self, result, folder):
+        raise FullDisk("no space left to write x")
+
+
 def read_manifest(folder):
     return json.loads((folder / MANIFEST).read_text("utf-8"))
 
@@ -89,7 +97,7 @@ def test_all_files_are_there_and_in_the_manifest(everything):
     manifest = read_manifest(folder)
     assert manifest["prompt"] == "two balls"
     assert manifest["exports"] == {name: {"files": files} for name, files in FILES.items()}
-    assert list(manifest["exports"])[-1] == "report"
+    assert list(manifest["exports"])[-1] == "turntable"
     assert manifest["settings"]["cameras"]["distance"] == [2.8, 3.4]
     made = {name for names in FILES.values() for name in names} | {MANIFEST}
     assert {path.name for path in folder.iterdir()} == made
@@ -105,9 +113,10 @@ def test_what_takes_time_is_said_before_and_what_is_written_after(everything):
         f"wrote {folder / 'mesh.obj'}",
         f"wrote {folder / 'mesh.ply'}",
         f"wrote {folder / 'mesh.png'}",
+        f"wrote {folder / 'report.html'}",
         "rendering the turntable, 6 pictures ...",
         f"wrote {folder / 'turntable.mp4'}",
-        f"wrote {folder / 'report.html'}",
+        f"wrote {folder / 'report.html'}",  # again, with the video
     ]
 
 
@@ -236,6 +245,24 @@ def test_an_interrupted_export_leaves_no_new_manifest(tmp_path, make_object):
     with pytest.raises(KeyboardInterrupt):
         export_all(make_object(), (Glb(),), tmp_path, interrupted)
     assert (tmp_path / MANIFEST).read_bytes() == before
+
+
+def test_a_video_that_fails_costs_nothing(tmp_path, make_object, monkeypatch, parse):
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/nowhere/ffmpeg")
+    exporters, said = (Turntable(3, 16), Glb(), Report()), []
+    with pytest.raises(UserError, match="^turntable failed: .*IMAGEIO_FFMPEG_EXE is /nowhere"):
+        export_all(make_object(), exporters, tmp_path, said.append)
+    assert [line for line in said if "failed" in line] == said[-2:-1]
+    assert {path.name for path in tmp_path.iterdir()} == {"mesh.glb", "report.html", MANIFEST}
+    exports = read_manifest(tmp_path)["exports"]
+    assert ["error" in exports[name] for name in ("turntable", "glb", "report")] == [True, 0, 0]
+    page = parse((tmp_path / "report.html").read_text("utf-8"))
+    assert page.find("canvas") and not page.find("video")
+
+
+def test_a_full_disk_stays_one(tmp_path, make_object):
+    with pytest.raises(FullDisk, match="^full failed: no space left to write x"):
+        export_all(make_object(), (Full(),), tmp_path, list)
 
 
 def test_no_frames_are_no_video(tmp_path, make_object):

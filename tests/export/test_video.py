@@ -76,6 +76,17 @@ def test_no_ffmpeg_and_what_it_says_are_clear_errors(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="ffmpeg: no such codec$"):
         write_video(tmp_path / "a.mp4", frames)
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "absent"))
-    with pytest.raises(UserError, match="ffmpeg"):
+    with pytest.raises(UserError, match="IMAGEIO_FFMPEG_EXE is .*absent, no program; install"):
+        write_video(tmp_path / "a.mp4", (1 / 0 for _ in range(2)))  # no frame is rendered
+    failing.write_text("no program\n")
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(failing))
+    with pytest.raises(UserError, match="cannot write .*a.mp4: Exec format error"):
+        write_video(tmp_path / "a.mp4", frames)
+    failing.write_text("#!/bin/sh\nexit 0\n")
+    with pytest.raises(UserError, match="wrote no file"):
+        write_video(tmp_path / "a.mp4", frames)
+    monkeypatch.delenv("IMAGEIO_FFMPEG_EXE")
+    monkeypatch.setattr("imageio_ffmpeg._utils._get_ffmpeg_exe", lambda: None)
+    with pytest.raises(UserError, match="cannot write a video: there is no ffmpeg; install"):
         write_video(tmp_path / "a.mp4", frames)
     assert [p.name for p in tmp_path.iterdir()] == ["ffmpeg"]
