@@ -22,6 +22,11 @@ from dreamjax.diffusion.reverse import Parameterisation, Reverse, reverse
 from dreamjax.diffusion.schedule import Schedule, extract
 from dreamjax.errors import UserError
 
+LEAST = np.log(1e-12)  # of a bin's mass, as guided-diffusion has it
+FARTHEST = 10.0  # standard deviations; beyond, the mass is below 1e-22
+LARGEST_LOG_STD = 40.0
+NARROW = 0.02  # standard deviations; a bin's width below which two tails differ by a rounding
+
 
 class Bound(NamedTuple):
     """The bound of each example: L_T [B] and the terms of t = 0..T-1 [B, T], nats per dimension."""
@@ -61,22 +66,26 @@ def discretised_gaussian_log_likelihood(
     """Log of a Gaussian's mass in the bin of x_0, element by element, in nats (DDPM eq. 13).
 
     x_0 is one of `levels` values evenly spaced in [-1, 1]; the bins of the two at the ends are
-    open. The normal distribution function is exact, and so is its logarithm far out in the tails.
-    Raises UserError for fewer than two levels.
+    open. A mass below 1e-12 counts as that, as in guided-diffusion, and has no gradient; above it
+    the normal distribution function is exact. Finite for every finite mean and log_std. Raises
+    UserError for fewer than two levels.
     """
     if levels < 2:
         raise UserError(f"levels must be at least 2; got {levels}")
     half_bin = 1.0 / (levels - 1)
     end = 1.0 - 0.25 * half_bin  # 0.999 with 256 levels
+    # Beyond these every mass is below the least that counts.
+    log_std = jnp.clip(log_std, -LARGEST_LOG_STD, LARGEST_LOG_STD)
     inverse_std = jnp.exp(-log_std)
-    upper = (x_0 - mean + half_bin) * inverse_std
-    lower = (x_0 - mean - half_bin) * inverse_std
-    # Mirrored onto the negative side, where log_ndtr keeps its relative accuracy.
-    mirror = upper + lower > 0.0
-    log_near = log_ndtr(jnp.where(mirror, -lower, upper))
-    log_far = log_ndtr(jnp.where(mirror, -upper, lower))
-    inside = log_near + _log1mexp(log_near - log_far)
-    return jnp.where(x_0 < -end, log_ndtr(upper), jnp.where(x_0 > end, log_ndtr(-lower), inside))
+    upper = jnp.clip((x_0 - mean + half_bin) * inverse_std, -FARTHEST, FARTHEST)
+    lower = jnp.clip((x_0 - mean - half_bin) * inverse_std, -FARTHEST, FARTHEST)
+    inside = jnp.where(
+        2.0 * half_bin * inverse_std < NARROW,
+        _log_narrow_mass(0.5 * (upper + lower), np.log(2.0 * half_bin) - log_std),
+        _log_mass(lower, upper),
+    )
+    ends = jnp.where(x_0 < -end, log_ndtr(upper), log_ndtr(-lower))
+    return jnp.maximum(jnp.where(jnp.abs(x_0) > end, ends, inside), LEAST)
 
 
 def prior_term(schedule: Schedule, x_0: Float[Array, "b *shape"]) -> Float[Array, " b"]:
@@ -149,6 +158,23 @@ def bound(
 
 def _mean_per_example(values: Array) -> Array:
     return jnp.mean(values.reshape(values.shape[0], -1), axis=1)
+
+
+def _log_mass(lower: Array, upper: Array) -> Array:
+    """log(Phi(upper) - Phi(lower)) of bins that are not narrow; finite where both ends are one."""
+    # Mirrored onto the negative side, where log_ndtr keeps its relative accuracy.
+    mirror = upper + lower > 0.0
+    log_near = log_ndtr(jnp.where(mirror, -lower, upper))
+    log_far = log_ndtr(jnp.where(mirror, -upper, lower))
+    apart = log_near - log_far
+    return log_near + _log1mexp(jnp.where(apart > 0.0, apart, 1.0))
+
+
+def _log_narrow_mass(middle: Array, log_width: Array) -> Array:
+    """log of the density at the middle times the width, with the next term of its series."""
+    width = jnp.minimum(jnp.exp(log_width), NARROW)
+    bend = jnp.log1p((jnp.square(middle) - 1.0) * jnp.square(width) / 24.0)
+    return -0.5 * (jnp.square(middle) + np.log(2.0 * np.pi)) + log_width + bend
 
 
 def _log1mexp(x: Array) -> Array:

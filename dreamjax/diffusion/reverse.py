@@ -27,7 +27,10 @@ Threshold = Callable[[Float[Array, "b *shape"]], Float[Array, "b *shape"]]
 
 
 class Reverse(NamedTuple):
-    """p(x_{t-1} | x_t): mean [B, ...], var and log_var that broadcast to it, and x_0 and eps."""
+    """p(x_{t-1} | x_t): mean [B, ...], var and log_var that broadcast to it, and x_0 and eps.
+
+    With "fixed_small" variance var is 0 at t = 0, where log_var is t = 1's, as `posterior`'s are.
+    """
 
     mean: Float[Array, "*shape"]
     var: Float[Array, "*#shape"]
@@ -167,7 +170,18 @@ def eps_of(
         return prediction
     if p.prediction == "v":
         return eps_from_v(schedule, x_t, t, prediction)
-    return eps_from_x0(schedule, x_t, t, PREDICTIONS[p.prediction](schedule, x_t, t, prediction))
+    return eps_from_x0(schedule, x_t, t, x0_of(schedule, p, x_t, t, prediction))
+
+
+def x0_of(
+    schedule: Schedule,
+    p: Parameterisation,
+    x_t: Float[Array, "b *shape c"],
+    t: Int[Array, " b"],
+    prediction: Float[Array, "b *shape c"],
+) -> Float[Array, "b *shape c"]:
+    """x_0 behind a network's prediction (the first half of `split_output`), not thresholded."""
+    return PREDICTIONS[p.prediction](schedule, x_t, t, prediction)
 
 
 def predicted_eps(
@@ -197,11 +211,15 @@ def reverse(
     the x_0 and eps returned, as in the papers' code. Raises UserError for a wrong channel count.
     """
     prediction, raw = split_output(p, x_t, output)
-    x_0 = p.threshold(PREDICTIONS[p.prediction](schedule, x_t, t, prediction))
+    x_0 = p.threshold(x0_of(schedule, p, x_t, t, prediction))
     mean = prediction if p.prediction == "mean" else posterior(schedule, x_0, x_t, t).mean
     log_var = VARIANCES[p.variance](schedule, t, raw, x_t.ndim)
     if p.prediction == "eps" and p.threshold is unclipped:
         eps = prediction  # exact, where going through x_0 and back would round
     else:
         eps = eps_from_x0(schedule, x_t, t, x_0)
-    return Reverse(mean, jnp.exp(log_var), log_var, x_0, eps)
+    if p.variance == "fixed_small":
+        var = extract(schedule.posterior_variance, t, x_t.ndim)
+    else:
+        var = jnp.exp(log_var)
+    return Reverse(mean, var, log_var, x_0, eps)

@@ -1,8 +1,9 @@
 """Samplers: from noise to x_0, each one `lax.scan` over falling timesteps.
 
 Symbols: x_t [B, ...] with t an integer index [B] in 0..T-1; alpha_bar before the first step is 1.
-A network is given as `predict(x_t, t) -> eps_hat`, or for the ancestral sampler, which needs its
-variance too, as `net(x_t, t) -> output` with what the output stands for. The initial noise and that
+A network is given as `predict(x_t, t) -> eps_hat`, or `-> Estimates` for a schedule that ends
+without signal, or for the ancestral sampler, which needs its variance too, as `net(x_t, t) ->
+output` with what the output stands for. The initial noise and that
 of the step from t depend on the key and on t alone, so two samplers can be compared from the same
 start. A sampler returns the finished x_0 and, with `frames`, its estimate of x_0 after every step.
 """
@@ -35,6 +36,13 @@ class Given(NamedTuple):
     mask: Num[Array, "..."] | None = None
 
 
+class Estimates(NamedTuple):
+    """What a network says of x_0 and of eps; x_0 counts where alpha_bar is 0, else eps."""
+
+    x_0: Array
+    eps: Array
+
+
 def spaced_steps(num_steps: int, count: int) -> np.ndarray:
     """Choose count of the timesteps 0..num_steps-1, rising, evenly spread, T-1 always among them.
 
@@ -43,6 +51,26 @@ def spaced_steps(num_steps: int, count: int) -> np.ndarray:
     if not 1 <= count <= num_steps or count != int(count):
         raise UserError(f"the number of sampling steps must be in 1..{num_steps}; got {count}")
     return np.round(np.linspace(num_steps - 1, 0, int(count))).astype(np.int32)[::-1]
+
+
+def trailing_steps(num_steps: int, count: int) -> Int[np.ndarray, " s"]:
+    """Choose count of the timesteps 0..num_steps-1, rising, at equal strides down from T-1.
+
+    "Trailing" of arXiv 2305.08891 table 2, for schedules that end without signal. Raises UserError
+    as `spaced_steps`.
+    """
+    spaced_steps(num_steps, count)
+    falling = np.round(num_steps - np.arange(count) * (num_steps / count))
+    return (falling - 1).astype(np.int32)[::-1]
+
+
+def steps_on(
+    schedule: Schedule, steps: int | str | Sequence[int] | np.ndarray
+) -> Int[np.ndarray, " s"]:
+    """`sampling_steps` of a schedule: a count is trailing where it ends without signal."""
+    if schedule.alpha_bar[-1] == 0.0 and (np.ndim(steps) == 0 and str(steps).isdecimal()):
+        return trailing_steps(schedule.num_steps, int(cast(int | str, steps)))
+    return sampling_steps(schedule.num_steps, steps)
 
 
 def sampling_steps(
@@ -79,7 +107,7 @@ def ancestral_sample(
     With fewer steps than T the process is respaced (arXiv 2102.09672 section 4). `guide` may move
     each step's Gaussian (`guidance.guide_mean`). Raises UserError for wrong steps.
     """
-    ts = sampling_steps(schedule.num_steps, steps)
+    ts = steps_on(schedule, steps)
     short = respaced(schedule, ts)
 
     def step(x_t, memory, i, t, noise):
@@ -92,7 +120,7 @@ def ancestral_sample(
 
 
 def ddim_sample(
-    predict: Callable[[Array, Array], Array],
+    predict: Callable[[Array, Array], Array | Estimates],
     schedule: Schedule,
     key: Key[Array, ""],
     shape: tuple[int, ...],
@@ -104,14 +132,15 @@ def ddim_sample(
 ) -> Float[Array, "b *shape"] | tuple[Float[Array, "b *shape"], Float[Array, "s b *shape"]]:
     """Draw x_0 of the given shape [B, ...] by DDIM (arXiv 2010.02502 eq. 12 and 16).
 
-    steps are `sampling_steps`'. eta = 0 is deterministic given x_T, eta = 1 with every step is DDPM
+    steps are `steps_on`'s. eta = 0 is deterministic given x_T, eta = 1 with every step is DDPM
     with the posterior's variance. Each estimate of x_0 is thresholded and eps derived again from
     it. Raises UserError for wrong steps, eta outside [0, 1], an eps_hat or a `given` of another
-    shape, and for a step whose alpha_bar is 0, where eps does not determine x_0.
+    shape, and for an eps_hat alone at a step whose alpha_bar is 0, where it does not determine x_0.
     """
     if not 0.0 <= eta <= 1.0:
         raise UserError(f"eta must be in [0, 1]; got {eta}")
-    ts = _steps_with_signal(schedule, steps)
+    ts = steps_on(schedule, steps)
+    denoise = _denoiser(schedule, ts)
     log_alpha_bar = schedule.log_alpha_bar[ts]
     log_alpha_bar_prev = np.append(0.0, log_alpha_bar[:-1])
     variance = schedule.variance[ts]
@@ -128,7 +157,7 @@ def ddim_sample(
 
     def step(x_t, memory, i, t, noise):
         scale, sigma, scale_prev, eps_scale, noise_scale = table[i]
-        x_0, eps_hat = _denoise(x_t, predict(x_t, t), scale, sigma, threshold)
+        x_0, eps_hat = denoise(x_t, predict(x_t, t), scale, sigma, threshold)
         x_prev = scale_prev * x_0 + eps_scale * eps_hat
         return (x_prev + noise_scale * noise if eta > 0.0 else x_prev), memory, x_0
 
@@ -136,7 +165,7 @@ def ddim_sample(
 
 
 def dpm_solver_sample(
-    predict: Callable[[Array, Array], Array],
+    predict: Callable[[Array, Array], Array | Estimates],
     schedule: Schedule,
     key: Key[Array, ""],
     shape: tuple[int, ...],
@@ -152,7 +181,8 @@ def dpm_solver_sample(
     line through this estimate of x_0 and the one before by half a step; the first and the last step
     are of first order, D = x_0. Raises UserError as `ddim_sample`.
     """
-    ts = _steps_with_signal(schedule, steps)
+    ts = steps_on(schedule, steps)
+    denoise = _denoiser(schedule, ts)
     half_log_snr = 0.5 * schedule.log_snr[ts]
     h = np.diff(np.append(np.inf, half_log_snr)) * -1.0  # rises backwards; infinite to x_0
     extend = np.zeros(len(ts))
@@ -168,18 +198,39 @@ def dpm_solver_sample(
 
     def step(x_t, before, i, t, noise):
         scale, sigma, ratio, x0_scale, extend = table[i]
-        x_0, _ = _denoise(x_t, predict(x_t, t), scale, sigma, threshold)
+        x_0, _ = denoise(x_t, predict(x_t, t), scale, sigma, threshold)
         d = x_0 + extend * (x_0 - before)
         return ratio * x_t + x0_scale * d, x_0, x_0
 
     return _walk(step, jnp.zeros(shape), schedule, ts, key, shape, given, frames)
 
 
-def _denoise(x_t, eps_hat, scale, sigma, threshold) -> tuple[Array, Array]:
-    if eps_hat.shape != x_t.shape:
-        raise UserError(f"predict(x_t, t) must be of shape {list(x_t.shape)}; got {eps_hat.shape}")
-    x_0 = threshold((x_t - sigma * eps_hat.astype(jnp.float32)) / scale)
-    return x_0, (x_t - scale * x_0) / sigma
+def _denoiser(schedule: Schedule, ts: np.ndarray):
+    """How a step makes x_0 and eps, both thresholded, of what is predicted."""
+    without = ts[schedule.sqrt_alpha_bar[ts].astype(np.float32) == 0.0]
+
+    def denoise(x_t, found, scale, sigma, threshold) -> tuple[Array, Array]:
+        eps_hat = found.eps if isinstance(found, Estimates) else found
+        if eps_hat.shape != x_t.shape:
+            raise UserError(
+                f"predict(x_t, t) must be of shape {list(x_t.shape)}; got {eps_hat.shape}"
+            )
+        noise = sigma * eps_hat.astype(jnp.float32)
+        if not without.size:
+            x_0 = (x_t - noise) / scale
+        elif isinstance(found, Estimates):
+            x_0 = (x_t - noise) / jnp.where(scale > 0.0, scale, 1.0)
+            x_0 = jnp.where(scale > 0.0, x_0, found.x_0)
+        else:
+            raise UserError(
+                f"sampling step t = {without[0]} has alpha_bar = 0, where eps does not determine "
+                "x_0: predict `Estimates`, leave it out, as sections like 'ddim50' do, or sample "
+                "by the ancestral sampler"
+            )
+        x_0 = threshold(x_0)
+        return x_0, (x_t - scale * x_0) / sigma
+
+    return denoise
 
 
 def _walk(step, memory, schedule, ts, key, shape, given, frames) -> Array | tuple[Array, Array]:
@@ -224,14 +275,3 @@ def _check_given(given: Given | None, shape: tuple[int, ...]) -> None:
 
 def _table(*columns: np.ndarray) -> Float[Array, "s c"]:
     return jnp.asarray(np.stack(columns, axis=1), jnp.float32)
-
-
-def _steps_with_signal(schedule: Schedule, steps) -> Int[np.ndarray, " s"]:
-    ts = sampling_steps(schedule.num_steps, steps)
-    without = ts[schedule.sqrt_alpha_bar[ts].astype(np.float32) == 0.0]
-    if without.size:
-        raise UserError(
-            f"sampling step t = {without[0]} has alpha_bar = 0, where eps does not determine x_0: "
-            "leave it out, as sections like 'ddim50' do, or sample by the ancestral sampler"
-        )
-    return ts

@@ -181,10 +181,10 @@ def respaced(schedule: Schedule, steps: Sequence[int] | np.ndarray) -> Schedule:
 def section_steps(num_steps: int, sections: str | Sequence[int]) -> np.ndarray:
     """Choose timesteps of 0..T-1 as guided-diffusion's `timestep_respacing` does, rising.
 
-    "ddim50" takes every k-th step from 0, k whole, 50 in all, at least two; "10,15,20" (or [10, 15, 20]) cuts the
-    steps into as many equal sections (the first ones a step longer where they cannot be equal) and
-    spreads that many steps evenly over each, both ends among them. Raises UserError where that
-    cannot be.
+    "ddim50" takes every k-th step from 0, k whole, 50 in all, at least two; "10,15,20" (or
+    [10, 15, 20]) cuts the steps into as many equal sections (the first ones a step longer where
+    they cannot be equal) and spreads that many steps evenly over each, both ends among them. Raises
+    UserError where that cannot be.
     """
     num_steps = _checked(num_steps)
     if isinstance(sections, str) and sections.startswith("ddim"):

@@ -11,17 +11,18 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
 from dreamjax.diffusion import guidance
-from dreamjax.diffusion.reverse import Parameterisation, predicted_eps, split_output
+from dreamjax.diffusion.reverse import Parameterisation, eps_of, split_output, x0_of
 from dreamjax.diffusion.samplers import (
+    Estimates,
     Given,
     ancestral_sample,
     ddim_sample,
     dpm_solver_sample,
-    sampling_steps,
+    steps_on,
 )
 from dreamjax.diffusion.schedule import Schedule
 from dreamjax.errors import UserError
-from dreamjax.priors.base import NetPrior, Sampled
+from dreamjax.priors.base import Model, NetPrior, Sampled
 from dreamjax.priors.classifier import ClassifierNet, NetClassifier, NoisyClassifier
 from dreamjax.settings import Range, Share, settings
 
@@ -51,20 +52,24 @@ class Sampler:
         object.__setattr__(self, "steps", steps)
 
 
-def check_sampler(schedule: Schedule, sampler: Sampler, start: float = 1.0) -> None:
-    """Raise UserError where the sampler cannot run on the schedule, without running it."""
+def check_sampler(model: Model, sampler: Sampler, start: float = 1.0) -> None:
+    """Raise UserError where the sampler cannot run on the model's schedule, without running it."""
+    schedule, prediction = model.schedule, model.parameterisation.prediction
     key, shape = jax.random.key(0), (1, 1)
-    steps = _steps_below(start, schedule.num_steps, sampler)
+    steps = _steps_below(start, schedule, sampler)
 
     def net(x_t, t):
         return x_t
 
+    def predict(x_t, t):
+        return x_t if prediction == "eps" else Estimates(x_t, x_t)
+
     if sampler.method == "ancestral":
         run = partial(ancestral_sample, net, schedule, Parameterisation(), key, shape, steps)
     elif sampler.method == "ddim":
-        run = partial(ddim_sample, net, schedule, key, shape, steps, sampler.eta)
+        run = partial(ddim_sample, predict, schedule, key, shape, steps, sampler.eta)
     else:
-        run = partial(dpm_solver_sample, net, schedule, key, shape, steps)
+        run = partial(dpm_solver_sample, predict, schedule, key, shape, steps)
     jax.eval_shape(run)
 
 
@@ -99,7 +104,7 @@ def _sample(
     prior, params, cond, negative, key, shape, sampler, classifier, classifier_params, given, start
 ):
     schedule, p = prior.schedule, prior.parameterisation
-    steps = _steps_below(start, schedule.num_steps, sampler)
+    steps = _steps_below(start, schedule, sampler)
     if given is not None:
         given = given._replace(image=jnp.broadcast_to(given.image, shape))
     net = guided_net(prior, params, cond, negative, sampler)
@@ -109,11 +114,14 @@ def _sample(
         return classifier.log_probability(classifier_params, x_t, t, cond)
 
     def predict(x_t, t):
-        eps_hat = predicted_eps(schedule, p, x_t, t, net(x_t, t))
-        if classifier is None:
+        prediction, _ = split_output(p, x_t, net(x_t, t))
+        eps_hat = eps_of(schedule, p, x_t, t, prediction)
+        if classifier is not None:
+            gradient = guidance.log_probability_gradient(log_probability, x_t, t)
+            eps_hat = guidance.guide_eps(schedule, eps_hat, t, gradient, scale)
+        if p.prediction == "eps":
             return eps_hat
-        gradient = guidance.log_probability_gradient(log_probability, x_t, t)
-        return guidance.guide_eps(schedule, eps_hat, t, gradient, scale)
+        return Estimates(x0_of(schedule, p, x_t, t, prediction), eps_hat)
 
     def guide(x_t, t, model):
         if classifier is None:
@@ -130,10 +138,10 @@ def _sample(
     return prior.decode(params, x_0)
 
 
-def _steps_below(start: float, num_steps: int, sampler: Sampler) -> list[int]:
+def _steps_below(start: float, schedule: Schedule, sampler: Sampler) -> list[int]:
     """The sampler's timesteps that lie below the fraction `start` of all."""
-    steps = sampling_steps(num_steps, sampler.steps)
-    below = steps[steps < start * num_steps]
+    steps = steps_on(schedule, sampler.steps)
+    below = steps[steps < start * schedule.num_steps]
     if not 0.0 < start <= 1.0 or not below.size:
         raise UserError(
             f"start is {start}: expected a fraction up to 1, above the first of {sampler.steps} "
@@ -170,7 +178,7 @@ def sample(
         judge, judge_params = None, None
     elif isinstance(judge, NetClassifier):
         judge = judge.net
-    _steps_below(start, net.schedule.num_steps, sampler)
+    _steps_below(start, net.schedule, sampler)
     guided = sampler.guidance_scale != 1.0
     pictures = []
     for first in range(0, len(prompts), chunk):

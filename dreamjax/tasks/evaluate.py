@@ -124,7 +124,7 @@ class Evaluate:
         """What draws pictures by the prior; raises UserError for weights that cannot be read."""
         wanted = self.samples
         sampler = Sampler(steps=wanted.steps, guidance_scale=wanted.guidance_scale)
-        check_sampler(self.prior.schedule, sampler)
+        check_sampler(self.prior, sampler)
         params = self.prior.load()
 
         def draw(texts: list[str], key) -> np.ndarray:

@@ -50,7 +50,7 @@ class Sample:
 
     def run(self, workdir: str | Path) -> None:
         """Draw, and write `samples.png` and `images/PROMPT-NUMBER.png`."""
-        check_sampler(self.prior.schedule, self.sampler, self.start)
+        check_sampler(self.prior, self.sampler, self.start)
         check_classifier(self.prior, self.classifier, self.sampler)
         params = self.prior.load()
         guide = None

@@ -125,7 +125,7 @@ class TrainDiffusion(Training):
         data, held_out = self.data.load("train"), self.data.load("held_out")
         net = make_net(self, data)
         if self.samples_per_class:
-            check_sampler(net.schedule, self.sampler)
+            check_sampler(net, self.sampler)
         workdir = self.claim(workdir)
         measure = _evaluator(net, self, held_out)
 

@@ -157,7 +157,7 @@ class TrainPrior(Training):
                 "that the lowest level of unet sees as one"
             )
         if self.sample_captions:
-            check_sampler(self.net.schedule, self.sampler)
+            check_sampler(self.net, self.sampler)
 
     @functools.cached_property
     def net(self) -> ToyboxNet:

@@ -46,14 +46,19 @@ def gaussian_kl(mean_q, log_var_q, mean_p, log_var_p):
 
 
 def decoder(x_0, mean, log_std, levels):
-    """log(Phi(b) - Phi(a)) of each element's bin, on the side where it does not cancel."""
+    """log(Phi(b) - Phi(a)) of each element's bin, on the side where it does not cancel.
+
+    At least log 1e-12, as in guided-diffusion.
+    """
     half = 1.0 / (levels - 1)
     high = np.where(x_0 > 1 - half / 4, np.inf, (x_0 + half - mean) / np.exp(log_std))
     low = np.where(x_0 < -1 + half / 4, -np.inf, (x_0 - half - mean) / np.exp(log_std))
     swap = low > -high
     low, high = np.where(swap, -high, low), np.where(swap, -low, high)
     log_low, log_high = special.log_ndtr(low), special.log_ndtr(high)
-    return log_high + np.log(-np.expm1(log_low - log_high))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_mass = log_high + np.log(-np.expm1(log_low - log_high))
+    return np.fmax(log_mass, np.log(1e-12))
 
 
 def term(betas, variance, x_0, x_t, t, output, levels=256):

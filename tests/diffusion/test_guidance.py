@@ -48,6 +48,15 @@ def test_rescaled_has_the_spread_of_the_conditional(jit):
     np.testing.assert_allclose(np.std(whole, (1, 2, 3)), np.std(cond, (1, 2, 3)), rtol=1e-6)
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_perp_neg_of_shapes_that_do_not_fit():
+    eps = jnp.ones((2, 4, 4, 3))
+    with pytest.raises(UserError, match=r"weights \[N, B\] .*\[2, 4, 4, 3\]; got .*, \[3\]"):
+        perp_neg(eps, eps, jnp.ones((3, 2, 4, 4, 3)), 7.5, jnp.ones(3))
+    with pytest.raises(UserError, match=r"eps_negative must be .* got \[2, 4, 4, 3\]"):
+        perp_neg(eps, eps, eps, 7.5, jnp.ones((1, 2)))
+
+
 def test_perp_neg():
     rng = np.random.default_rng(3)
     cond, uncond = rng.standard_normal((2, 2, 4, 4, 3))
@@ -65,10 +74,6 @@ def test_perp_neg():
     for function in (perp_neg, jax.jit(perp_neg)):
         found = function(*args, 7.5, jnp.float32(weights))
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
-    with pytest.raises(UserError, match=r"weights \[N, B\] .*\[2, 4, 4, 3\]; got .*, \[3\]"):
-        perp_neg(*args, 7.5, jnp.ones(3))
-    with pytest.raises(UserError, match=r"eps_negative must be .* got \[2, 4, 4, 3\]"):
-        perp_neg(args[0], args[1], args[0], 7.5, jnp.ones((1, 2)))
     # A negative prompt that says what the prompt says takes nothing away (a plain one would).
     same = perp_neg(
         *map(jnp.float32, (cond, uncond)), jnp.float32(cond)[None], 3.0, jnp.ones((1, 2))
@@ -160,6 +165,20 @@ def test_a_classifiers_guidance_against_float64(jit):
     np.testing.assert_array_equal(moved.log_var, model.log_var)
 
 
+def test_at_t_0_the_mean_moves_as_the_published_code_moves_it():
+    """By the variance: the posterior's is 0 there, the larger fixed one is t = 1's posterior's."""
+    schedule, x, t = linear(10), jnp.ones((2, 3)), jnp.array([0, 1])
+    betas = np.float64(schedule.betas)
+    alpha_bar = np.cumprod(1 - betas)
+    tilde = betas[1] * (1 - alpha_bar[0]) / (1 - alpha_bar[1])
+    for variance, var in (("fixed_small", [0.0, tilde]), ("fixed_large", [tilde, betas[1]])):
+        model = reverse(schedule, Parameterisation("eps", variance), x, t, 0.1 * x)
+        moved = guide_mean(model, 100.0 * x, 1.0)
+        expected = np.broadcast_to(100.0 * np.array(var)[:, None], x.shape)
+        np.testing.assert_allclose(moved.mean - model.mean, expected, rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.usefixtures("unchecked")
 def test_guidance_of_shapes_that_do_not_fit():
     x = jnp.zeros((2, 3))
     with pytest.raises(UserError, match=r"eps_hat \[2, 3\], gradient \[2, 1\], t \[2\]"):

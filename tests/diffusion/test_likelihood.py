@@ -89,27 +89,43 @@ def test_discretised_gaussian_of_other_levels(levels):
 
 
 def test_discretised_gaussian_far_out():
-    """A value far from a narrow mean: finite, right, and with a usable gradient."""
+    """A value out in a tail has a usable gradient, until its mass is as good as none."""
 
     def log_likelihood(mean):
         return likelihood.discretised_gaussian_log_likelihood(
             jnp.float32(LEVELS[200]), mean, jnp.log(jnp.float32(0.01))
         )
 
-    z = (LEVELS[200] - 1 / 255 + 0.9) / 0.01
-    value, gradient = jax.jit(jax.value_and_grad(log_likelihood))(jnp.float32(-0.9))
-    np.testing.assert_allclose(value, special.log_ndtr(-z), rtol=1e-5)
-    np.testing.assert_allclose(gradient, z / 0.01, rtol=1e-2)
-    both = jax.jit(
-        jax.value_and_grad(likelihood.discretised_gaussian_log_likelihood, argnums=(1, 2))
+    both = jax.jit(jax.value_and_grad(log_likelihood))
+    for mean in (0.53, 0.515):  # 3.5 and 5 standard deviations
+        value, gradient = both(jnp.float32(mean))
+        ends = (LEVELS[200] + np.array([-1, 1]) / 255 - np.float32(mean)) / 0.01
+        mass = -np.diff(special.ndtr(-ends))[0]
+        slope = -np.diff(np.exp(-0.5 * ends**2) / np.sqrt(2 * np.pi))[0] / 0.01
+        np.testing.assert_allclose(value, np.log(mass), rtol=1e-5)
+        np.testing.assert_allclose(gradient, slope / mass, rtol=1e-4)
+    assert both(jnp.float32(-0.9)) == (np.float32(np.log(1e-12)), 0.0)
+
+
+def test_discretised_gaussian_is_finite_at_any_log_std():
+    """As guided-diffusion clamps: no mass below 1e-12, however narrow or wide the Gaussian."""
+    log_std = np.concatenate([np.arange(-90.0, 91.0, 3.0), [-60.0, 12.0], np.arange(-2, 1, 0.1)])
+    x, mean = np.meshgrid(LEVELS[[0, 1, 128, 254, 255]], [-30.0, -1.0, 0.001, 0.3, 1.004, 5.0])
+    x, mean, log_std = (
+        np.float32(a).ravel()
+        for a in np.broadcast_arrays(x[..., None], mean[..., None], log_std[None, None])
     )
-    for level in (-1.0, 1.0):
-        for mean in (-1.0, 1.0):
-            for std in (1e-4, 1e-2, 10.0):
-                value, gradients = both(
-                    jnp.float32(level), jnp.float32(mean), jnp.log(jnp.float32(std))
-                )
-                assert np.isfinite([value, *gradients]).all(), (level, mean, std)
+    function = jax.value_and_grad(likelihood.discretised_gaussian_log_likelihood, argnums=(1, 2))
+    value, gradients = jax.jit(jax.vmap(function))(x, mean, log_std)
+    assert np.isfinite([value, *gradients]).all()
+    x, mean, log_std = (np.float64(a) for a in (x, mean, log_std))
+    # Both bounds of a wide Gaussian's bin are one number in float64: its mass is density x width.
+    wide = (log_std > 4.0) & (np.abs(x) < 0.999)
+    density = -0.5 * ((x - mean) / np.exp(log_std)) ** 2 - log_std - 0.5 * np.log(2 * np.pi)
+    with np.errstate(over="ignore"):
+        exact = float64.decoder(x, mean, log_std, 256)
+    wanted = np.where(wide, np.fmax(density + np.log(2 / 255), np.log(1e-12)), exact)
+    np.testing.assert_allclose(value, wanted, rtol=2e-4, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +224,7 @@ def test_transition_term_is_the_weighted_eps_error(drawn):
             np.testing.assert_allclose(found[i], weight * error[i], rtol=1e-5)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_model_of_another_shape_is_told(drawn):
     schedule, x_0, t, eps, eps_hat = drawn
     model = reverse(schedule, LARGE, x_0, t, eps_hat)

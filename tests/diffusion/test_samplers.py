@@ -7,14 +7,24 @@ import pytest
 
 from dreamjax.diffusion.reverse import Parameterisation, clip, unclipped
 from dreamjax.diffusion.samplers import (
+    Estimates,
     Given,
     ancestral_sample,
     ddim_sample,
     dpm_solver_sample,
     sampling_steps,
     spaced_steps,
+    steps_on,
+    trailing_steps,
 )
-from dreamjax.diffusion.schedule import Schedule, cosine, extract, linear, t_at
+from dreamjax.diffusion.schedule import (
+    Schedule,
+    cosine,
+    extract,
+    linear,
+    t_at,
+    zero_terminal_snr,
+)
 from dreamjax.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -346,6 +356,7 @@ def test_shapes_that_do_not_fit():
         ancestral_sample(lambda x, t: x, schedule, p, key, shape, 2)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("steps", "eta", "words"),
     [
@@ -367,6 +378,46 @@ def test_shapes_that_do_not_fit():
 def test_wrong_arguments(steps, eta, words):
     with pytest.raises(UserError, match=words):
         ddim_sample(lambda x, t: x, linear(10), jax.random.key(0), (1, 2), steps, eta)
+
+
+def test_a_schedule_that_ends_without_signal():
+    """From T-1, at trailing steps, by what the network says of x_0 there; float64 beside it."""
+    schedule = zero_terminal_snr(linear(1000))
+    key, shape = jax.random.key(5), (4, 3)
+    ts = np.array([99, 199, 299, 399, 499, 599, 699, 799, 899, 999])
+    np.testing.assert_array_equal(steps_on(schedule, 10), ts)
+    np.testing.assert_array_equal(steps_on(schedule, "10"), ts)
+    np.testing.assert_array_equal(trailing_steps(1000, 3), [332, 666, 999])
+    alpha_bar = np.cumprod(1.0 - schedule.betas)
+    assert alpha_bar[-1] == 0.0
+
+    def predict(x_t, t):
+        a, sigma = (extract(v, t, 2) for v in (schedule.alpha_bar, schedule.sigma))
+        eps = sigma * (x_t - jnp.sqrt(a) * MU) / (a * VAR + sigma**2)
+        x_0 = MU + jnp.sqrt(a) * VAR * (x_t - jnp.sqrt(a) * MU) / (a * VAR + sigma**2)
+        return Estimates(x_0, eps)
+
+    x = before = np.float64(jax.random.normal(jax.random.split(key)[0], shape))
+    y = x.copy()
+    for i in reversed(range(len(ts))):
+        a, a_prev = alpha_bar[ts[i]], alpha_bar[ts[i - 1]] if i else 1.0
+        estimates = [
+            MU + np.sqrt(a) * VAR * (z - np.sqrt(a) * MU) / (a * VAR + 1 - a) for z in (x, y)
+        ]
+        eps = (x - np.sqrt(a) * estimates[0]) / np.sqrt(1 - a)
+        x = np.sqrt(a_prev) * estimates[0] + np.sqrt(1 - a_prev) * eps
+        # DPM-Solver++: of second order once there are two finite steps behind, but for the last.
+        d = estimates[1]
+        if 0 < i < len(ts) - 2:
+            lam = [0.5 * np.log(alpha_bar[t] / (1 - alpha_bar[t])) for t in ts[i - 1 : i + 2]]
+            d = d + 0.5 * (lam[0] - lam[1]) / (lam[1] - lam[2]) * (d - before)
+        shrink = np.sqrt((1 - a_prev) * a / (1 - a))
+        y = np.sqrt((1 - a_prev) / (1 - a)) * y + (np.sqrt(a_prev) - shrink) * d
+        before = estimates[1]
+    found = jax.jit(lambda k: ddim_sample(predict, schedule, k, shape, 10, 0.0, unclipped))(key)
+    np.testing.assert_allclose(found, x, rtol=0, atol=2e-5)
+    found = jax.jit(lambda k: dpm_solver_sample(predict, schedule, k, shape, "10", unclipped))(key)
+    np.testing.assert_allclose(found, y, rtol=0, atol=2e-5)
 
 
 def test_no_signal_is_an_error():

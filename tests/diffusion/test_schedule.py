@@ -121,6 +121,7 @@ def test_wrong_betas(betas, words):
         Schedule(betas)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("make", [linear, scaled_linear, cosine])
 @pytest.mark.parametrize("num_steps", [0, -3, 2.5, np.nan, np.inf])
 def test_wrong_number_of_steps(make, num_steps):
@@ -146,6 +147,11 @@ def test_extract():
         taken = function(values, t, 4)
         assert taken.shape == (2, 1, 1, 1) and taken.dtype == jnp.float32
         np.testing.assert_array_equal(taken.ravel(), np.float32([0.3, 0.1]))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_extract_of_wrong_timesteps():
+    values = np.array([0.1, 0.2, 0.3])
     jitted = jax.jit(extract, static_argnums=2)
     assert np.isnan(jitted(values, jnp.array([3, -1]), 1)).all()
     for wrong in (3, -1):
@@ -177,6 +183,7 @@ def test_respaced_keeps_alpha_bar_at_its_steps(steps):
         np.testing.assert_allclose(short.betas, schedule.betas, rtol=1e-12)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("steps", "says"),
     [
@@ -206,9 +213,11 @@ def test_section_steps_as_the_papers_code_has_them():
     np.testing.assert_array_equal(section_steps(11, "5"), [0, 2, 5, 8, 10])
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("sections", "says"),
     [
+        ("ddim1", "no whole stride takes 1 of 1000"),
         ("ddim300", "no whole stride takes 300 of 1000"),
         ("ddimmer", "ddimmer"),
         ("10,x", "10,x"),

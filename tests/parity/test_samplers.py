@@ -11,14 +11,23 @@ import pytest
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-from dreamjax.diffusion.reverse import Parameterisation, clip, reverse, unclipped  # noqa: E402
+from dreamjax.diffusion.reverse import (  # noqa: E402
+    Parameterisation,
+    clip,
+    eps_of,
+    reverse,
+    unclipped,
+    x0_of,
+)
 from dreamjax.diffusion.samplers import (  # noqa: E402
+    Estimates,
     ancestral_sample,
     ddim_sample,
     dpm_solver_sample,
     sampling_steps,
+    steps_on,
 )
-from dreamjax.diffusion.schedule import linear  # noqa: E402
+from dreamjax.diffusion.schedule import linear, scaled_linear, zero_terminal_snr  # noqa: E402
 
 T = 40
 SCHEDULE = linear(T, 2e-3, 0.2)
@@ -96,6 +105,35 @@ def test_ddim(steps, eta, clipped):
     found = jax.jit(lambda key: ddim_sample(predict, SCHEDULE, key, SHAPE, steps, eta, threshold))
     size = max(1.0, float(x.abs().max()))
     np.testing.assert_allclose(found(key), x, rtol=0, atol=10 * TOLERANCE * size)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm_solver"])
+def test_zero_terminal_snr(sampler):
+    """diffusers stops 2^-24 short of no signal in DPM-Solver++, so that one is only near."""
+    made = dict(beta_schedule="scaled_linear", rescale_betas_zero_snr=True)
+    made |= dict(timestep_spacing="trailing", prediction_type="v_prediction")
+    if sampler == "ddim":
+        scheduler = diffusers.DDIMScheduler(T, 0.02, 0.2, clip_sample=False, **made)
+        sample, near = ddim_sample, 10 * TOLERANCE
+    else:
+        scheduler = diffusers.DPMSolverMultistepScheduler(T, 0.02, 0.2, **made)
+        sample, near = dpm_solver_sample, 3e-3
+    schedule = zero_terminal_snr(scaled_linear(T, 0.02, 0.2))
+    ts = steps_on(schedule, 10)
+    scheduler.set_timesteps(10)
+    np.testing.assert_array_equal(scheduler.timesteps, ts[::-1])
+    key, p = jax.random.key(4), Parameterisation("v", "fixed_small", unclipped)
+    x, _ = draws(key, ts)
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(torch, x, t), t, x).prev_sample
+
+    def both(x_t, t):
+        v = predict(x_t, t)
+        return Estimates(x0_of(schedule, p, x_t, t, v), eps_of(schedule, p, x_t, t, v))
+
+    found = jax.jit(lambda key: sample(both, schedule, key, SHAPE, 10, threshold=unclipped))(key)
+    size = max(1.0, float(x.abs().max()))
+    np.testing.assert_allclose(found, x, rtol=0, atol=near * size)
 
 
 def test_the_ancestral_sampler_is_ddim_of_eta_1():

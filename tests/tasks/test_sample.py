@@ -249,7 +249,7 @@ def test_a_classifier_of_other_noise_is_refused(files, tmp_path):
 def test_steps_are_text_however_they_are_given():
     assert Sampler(steps=30) == Sampler(steps="30") and Sampler(steps=30).steps == "30"
     for steps in ("ddim50", "10,15,20", "10, 15, 20"):
-        check_sampler(cosine(1000), Sampler(steps=steps), 1.0)
+        check_sampler(Analytic(noise="cosine"), Sampler(steps=steps), 1.0)
 
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
