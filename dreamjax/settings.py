@@ -142,8 +142,13 @@ def convert(hint: Any, value: Any, name: str) -> Any:
         if fields | set(dir(type(value))) >= members(hint) and is_settings(value):
             return value
     elif hint is float:
-        if isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value):
-            return float(value)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            try:
+                number = float(value)
+            except OverflowError:  # a whole number past the largest float
+                number = math.inf if value > 0 else -math.inf
+            if not math.isnan(number):
+                return number
     elif isinstance(hint, type) and isinstance(value, hint):
         if not (hint is int and isinstance(value, bool)):
             return value
@@ -152,7 +157,7 @@ def convert(hint: Any, value: Any, name: str) -> Any:
             return hint.from_number(value)
         except UserError as error:
             raise UserError(f"{name} is {value}: {str(error).partition(': ')[2]}") from error
-    raise UserError(f"{name} is {_short(value)}: expected {expected(hint)}")
+    raise UserError(f"{name} is {short(value)}: expected {expected(hint)}")
 
 
 @functools.cache
@@ -174,17 +179,17 @@ def _convert_union(args, value, name: str):
             errors.append(error)
     if len(errors) == 1:
         raise errors[0]
-    raise UserError(f"{name} is {_short(value)}: expected {' or '.join(map(expected, args))}")
+    raise UserError(f"{name} is {short(value)}: expected {' or '.join(map(expected, args))}")
 
 
 def _convert_tuple(hint, args, value, name: str) -> tuple:
     if not isinstance(value, tuple | list):
-        raise UserError(f"{name} is {_short(value)}: expected {expected(hint)}")
+        raise UserError(f"{name} is {short(value)}: expected {expected(hint)}")
     if not args:
         return tuple(value)
     kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
     if len(kinds) != len(value):
-        raise UserError(f"{name} is {_short(value)}: expected {expected(hint)}")
+        raise UserError(f"{name} is {short(value)}: expected {expected(hint)}")
     pairs = zip(kinds, value, strict=True)
     return tuple(convert(kind, item, f"{name}[{i}]") for i, (kind, item) in enumerate(pairs))
 
@@ -193,7 +198,7 @@ def _check(mark: Any, value: Any, name: str) -> None:
     if value is None:
         return
     if isinstance(mark, Range) and value not in mark:
-        raise UserError(f"{name} is {_short(value)}: expected {mark}")
+        raise UserError(f"{name} is {short(value)}: expected {mark}")
     if isinstance(mark, Rising):
         first, second = value
         if first > second or (mark.strictly and first == second):
@@ -201,8 +206,12 @@ def _check(mark: Any, value: Any, name: str) -> None:
             raise UserError(f"{name} is {value}: expected the first {how} the second")
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
+def short(value: Any) -> str:
+    """How a value is shown in a message: as it is written, cut off where that is long."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deep, or a number of thousands of digits
+        return f"a {type(value).__name__} too large to show"
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 

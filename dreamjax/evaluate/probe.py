@@ -22,6 +22,7 @@ from dreamjax.evaluate.prompts import Meaning, has_second
 from dreamjax.evaluate.scores import Count, accuracy
 from dreamjax.nets.probe import Probe, ProbeConfig
 from dreamjax.scene.views import VIEW_WORDS
+from dreamjax.settings import convert
 from dreamjax.toybox.draw import COLOR_NAMES
 from dreamjax.toybox.kinds import KINDS
 
@@ -106,20 +107,22 @@ def load(path: str | Path = "") -> Shipped:
     another toybox (kinds, colours or view words differ).
     """
     path = path or shipped()
-    metadata, tensors = weights.read(path, FORMAT)
-    known = json.loads(metadata["classes"])
+    known, layout, report = (
+        weights.description(path, FORMAT, key) for key in ("classes", "layout", "report")
+    )
     for head, names in CLASSES.items():
-        if tuple(known.get(head, ())) != names:
-            changed = sorted(set(names) ^ set(known.get(head, ()))) or ["their order"]
+        found = convert(tuple[str, ...], known.get(head, ()), f"{path}: {head}")
+        if found != names:
+            changed = sorted(set(names) ^ set(found))[:9] or ["their order"]
             raise UserError(
                 f"the probe {path} is of another toybox (its classes of {head} differ: "
                 f"{', '.join(changed)}): train it anew with --config=configs/toybox_probe.py"
             )
-    config = make_config(**weights.tuples(json.loads(metadata["layout"])))
+    heads = tuple(len(names) for names in CLASSES.values())
+    config = weights.build(path, ProbeConfig, layout | {"heads": heads})
     blank = jnp.zeros((1, SIZE, SIZE, 3))
     init = jax.eval_shape(Probe(config).init, jax.random.key(0), blank)["params"]
-    params = weights.fit(path, tensors, init)
-    return Shipped(config, params, json.loads(metadata["report"]))
+    return Shipped(config, weights.fit(path, init), report)
 
 
 def shrink(images: Float[Array | np.ndarray, "n h w 3"]) -> Float[Array, "n s s 3"]:

@@ -9,6 +9,7 @@ relative of its own, built for a CPU.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Annotated
 
 import flax.linen as nn
 import jax
@@ -18,11 +19,20 @@ from jaxtyping import Array, Float, Int, Num
 from dreamjax.errors import UserError
 from dreamjax.nets import unet
 from dreamjax.nets.text import attend
+from dreamjax.settings import Dtype, Range, settings, short
 
 GROUPS = 32
+Channels = Annotated[int, Range(1, 4096)]
+Side = Annotated[int, Range(1, 1024)]
+Blocks = Annotated[int, Range(1, 32)]
+Heads = Annotated[int, Range(1, 256)]
+HeadDim = Annotated[int, Range(0, 1024)]
+Classes = Annotated[int, Range(0, 10**6)]
+LEVELS = 8  # that a network may have
+MOST_BLOCKS = 128  # in all; the largest published network has 32
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class ADMConfig:
     """Layout of the network; the published name of a flag in brackets where it differs.
 
@@ -36,23 +46,32 @@ class ADMConfig:
     do not fit together.
     """
 
-    image_size: int
-    in_channels: int = 3
-    channels: int = 128
-    channel_mults: tuple[int, ...] = (1, 2, 4, 8)
-    res_blocks: int = 2
-    attention_sizes: tuple[int, ...] = (16, 8)
-    heads: int = 4
-    head_dim: int = 0
+    image_size: Annotated[int, Range(1, 4096)]
+    in_channels: Annotated[int, Range(1, 64)] = 3
+    channels: Channels = 128
+    channel_mults: tuple[Blocks, ...] = (1, 2, 4, 8)
+    res_blocks: Blocks = 2
+    attention_sizes: tuple[Side, ...] = (16, 8)
+    heads: Heads = 4
+    head_dim: HeadDim = 0
     split_qkv_first: bool = False
     resblock_updown: bool = False
     scale_shift_norm: bool = True
-    num_classes: int = 0
+    num_classes: Classes = 0
     learns_variance: bool = False
-    dropout: float = 0.0
-    dtype: str = "float32"
+    dropout: Annotated[float, Range(0.0, 1.0, below=True)] = 0.0
+    dtype: Dtype = "float32"
 
     def __post_init__(self):
+        if not 1 <= len(self.channel_mults) <= LEVELS:
+            raise UserError(
+                f"channel_mults is {short(self.channel_mults)}: expected 1 to {LEVELS} factors"
+            )
+        blocks = len(self.channel_mults) * (2 * self.res_blocks + 1)
+        if blocks > MOST_BLOCKS:
+            raise UserError(f"{blocks} residual blocks: expected at most {MOST_BLOCKS}")
+        if self.channels % 2:
+            raise UserError(f"channels is {self.channels}: expected an even number")
         halvings = 2 ** (len(self.channel_mults) - 1)
         if self.image_size % halvings:
             raise UserError(

@@ -4,27 +4,36 @@ Symbols: N texts, L tokens a text, D channels. Token id 0 is padding; a text of 
 null text, the one that classifier-free guidance calls unconditional.
 """
 
-import dataclasses
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from dreamjax.errors import UserError
+from dreamjax.settings import Range, settings
+
 # Large and finite: a row that is masked whole becomes uniform instead of nan.
 MASKED = -1e9
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class TextConfig:
-    """Sizes of the text transformer; `length` is the most tokens a text may have."""
+    """Sizes of the text transformer; `length` is the most tokens a text may have.
 
-    vocabulary_size: int
-    length: int = 24
-    dim: int = 128
-    layers: int = 2
-    heads: int = 4
+    Raises UserError for heads that do not divide `dim`.
+    """
+
+    vocabulary_size: Annotated[int, Range(1, 10**6)]
+    length: Annotated[int, Range(1, 4096)] = 24
+    dim: Annotated[int, Range(1, 8192)] = 128
+    layers: Annotated[int, Range(0, 64)] = 2
+    heads: Annotated[int, Range(1, 256)] = 4
+
+    def __post_init__(self):
+        if self.dim % self.heads:
+            raise UserError(f"a width of {self.dim} cannot have {self.heads} heads")
 
 
 class Text(NamedTuple):

@@ -5,34 +5,63 @@ Level 0 works on `patch` x `patch` pixels folded into channels; each further lev
 resolution. Nothing depends on the size of the image, so one set of weights serves 32 and 64.
 """
 
-import dataclasses
+from typing import Annotated
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
+from dreamjax.errors import UserError
 from dreamjax.nets.text import Text, attend
+from dreamjax.settings import Dtype, Range, settings
+
+Width = Annotated[int, Range(1, 8192)]
+Blocks = Annotated[int, Range(0, 64)]
+Level = Annotated[int, Range(0, 7)]
+GROUP = 8  # channels that are normalised together
+MOST_BLOCKS = 64  # in all; a description of more is no network of ours
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class UNetConfig:
     """Layout of the UNet.
 
     `down_blocks` and `up_blocks` count the residual blocks of each level above the lowest one,
-    highest resolution first; `middle_blocks` those of the lowest level.
+    highest resolution first; `middle_blocks` those of the lowest level. Raises UserError for sizes
+    that do not fit together.
     """
 
-    patch: int = 2
-    channels: int = 64
-    channel_mults: tuple[int, ...] = (1, 2, 4)
-    down_blocks: tuple[int, ...] = (1, 1)
-    middle_blocks: int = 3
-    up_blocks: tuple[int, ...] = (1, 1)
-    attention_levels: tuple[int, ...] = (1, 2)
-    head_dim: int = 32
-    text_dim: int = 128
-    out_channels: int = 3
-    dtype: str = "float32"
+    patch: Annotated[int, Range(1, 16)] = 2
+    channels: Width = 64
+    channel_mults: tuple[Annotated[int, Range(1, 32)], ...] = (1, 2, 4)
+    down_blocks: tuple[Blocks, ...] = (1, 1)
+    middle_blocks: Blocks = 3
+    up_blocks: tuple[Blocks, ...] = (1, 1)
+    attention_levels: tuple[Level, ...] = (1, 2)
+    head_dim: Width = 32
+    text_dim: Width = 128
+    out_channels: Annotated[int, Range(1, 64)] = 3
+    dtype: Dtype = "float32"
+
+    def __post_init__(self):
+        levels = len(self.channel_mults)
+        if not 1 <= levels <= 8:
+            raise UserError(f"channel_mults is of {levels} levels: expected 1 to 8")
+        if self.channels % 2:
+            raise UserError(f"channels is {self.channels}: expected an even number")
+        for name in ("down_blocks", "up_blocks"):
+            if len(getattr(self, name)) != levels - 1:
+                raise UserError(f"{name} {getattr(self, name)} must be of {levels - 1} levels")
+        blocks = sum((*self.down_blocks, self.middle_blocks, *self.up_blocks))
+        if blocks > MOST_BLOCKS:
+            raise UserError(f"{blocks} residual blocks: expected at most {MOST_BLOCKS}")
+        for level, mult in enumerate(self.channel_mults):
+            width = mult * self.channels
+            if width % GROUP:
+                raise UserError(f"a level of {width} channels; they must divide by {GROUP}")
+            if level in self.attention_levels and width % self.head_dim:
+                heads = f"heads of {self.head_dim}"
+                raise UserError(f"a level of {width} channels cannot have {heads} channels")
 
     @property
     def multiple(self) -> int:
@@ -75,11 +104,11 @@ def after_null(
 class GroupNorm(nn.Module):
     """Group normalisation in float32, with an optional scale and shift for each example (FiLM)."""
 
-    group_size: int = 8
+    group_size: int = GROUP
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], film: Float[Array, "b 2c"] | None = None
+        self, x: Float[Array, "b h w c"], film: Float[Array, "b 2*c"] | None = None
     ) -> Float[Array, "b h w c"]:
         """Normalise each group of `group_size` channels, then `x * (1 + scale) + shift`."""
         b, _, _, c = x.shape

@@ -9,7 +9,7 @@ import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +24,17 @@ from dreamjax.nets.adm import ADM, ADMConfig
 from dreamjax.priors.base import Conditions, NetPrior, Prompt, decode_pixels, encode_pixels
 from dreamjax.priors.words import read_prompt
 from dreamjax.scene.views import Views
-from dreamjax.settings import settings
+from dreamjax.settings import Range, convert, settings, short
 
 FORMAT = "dreamjax-classes-1"
 
 
-@dataclasses.dataclass(frozen=True)
+Level = Annotated[int, Range(2, 65_536)]
+Beta = Annotated[float, Range(0.0, 1.0, above=True)]
+MOST_STEPS = 100_000  # of a schedule
+
+
+@settings
 class ClassNet:
     """A diffusion model of images of `classes`, each pixel one of `levels` values.
 
@@ -40,10 +45,10 @@ class ClassNet:
 
     net: ADMConfig
     schedule: Schedule
-    prediction: str = "eps"
-    variance: str = "fixed_large"
+    prediction: Literal["eps", "x0", "v", "mean"] = "eps"
+    variance: Literal["fixed_small", "fixed_large", "learned", "learned_range"] = "fixed_large"
     classes: tuple[str, ...] = ()
-    levels: int = 256
+    levels: Level = 256
 
     def __post_init__(self):
         known = self.net.num_classes
@@ -209,17 +214,22 @@ def load(path: str | Path) -> tuple[ClassNet, PyTree]:
     Raises UserError for a file that is missing, damaged, or not of this kind.
     """
     net = read_net(path)
-    tensors = weights.read(path, FORMAT).tensors
-    return net, weights.fit(path, tensors, jax.eval_shape(net.init, jax.random.key(0)))
+    return net, weights.fit(path, weights.shapes_of(net))
 
 
 def read_net(path: str | Path) -> ClassNet:
     """The network that a file describes; raises UserError as `load` does."""
-    description = weights.read_metadata(path, FORMAT).get("prior", "")
+    fields = weights.description(path, FORMAT, "prior")
+    return weights.build(path, ClassNet, with_schedule(path, fields))
+
+
+def with_schedule(path: str | Path, fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields that a file describes, its betas made a schedule; raises UserError."""
+    betas = fields.get("schedule")
     try:
-        fields = weights.tuples(json.loads(description))
-        fields["net"] = ADMConfig(**weights.tuples(fields["net"]))
-        fields["schedule"] = Schedule(np.array(fields["schedule"]))
-        return ClassNet(**fields)
-    except (UserError, AttributeError, KeyError, TypeError, ValueError) as error:
+        if not isinstance(betas, list) or not 1 <= len(betas) <= MOST_STEPS:
+            raise UserError(f"schedule is {short(betas)}: expected 1 to {MOST_STEPS} betas")
+        betas = convert(tuple[Beta, ...], betas, "schedule")
+    except UserError as error:
         raise UserError(f"{path}: cannot make sense of its description: {error}") from error
+    return fields | {"schedule": Schedule(np.array(betas))}

@@ -19,6 +19,7 @@ from dreamjax import weights
 from dreamjax.diffusion.schedule import Schedule
 from dreamjax.errors import UserError
 from dreamjax.nets.adm import ADMClassifier, ADMConfig
+from dreamjax.priors.classes import with_schedule
 from dreamjax.settings import settings
 
 FORMAT = "dreamjax-classifier-1"
@@ -52,13 +53,21 @@ class NoisyClassifier(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class ClassifierNet:
-    """The network, the schedule of the noise it has seen, and the names of its classes."""
+    """The network, the schedule of the noise it has seen, and the names of its classes.
+
+    Raises UserError for a network of other than 1 class or more, or that is told classes.
+    """
 
     net: ADMConfig
     schedule: Schedule
     classes: tuple[str, ...]
+
+    def __post_init__(self):
+        if not self.classes or self.net.num_classes:
+            named = f"{len(self.classes)} classes are named"
+            raise UserError(f"{named}, and net.num_classes is {self.net.num_classes}: expected 0")
 
     def init(self, key: Key[Array, ""]) -> PyTree:
         """Fresh parameters."""
@@ -165,16 +174,10 @@ def load(path: str | Path) -> tuple[ClassifierNet, PyTree]:
     Raises UserError for a file that is missing, damaged, or not of this kind.
     """
     net = read_net(path)
-    tensors = weights.read(path, FORMAT).tensors
-    return net, weights.fit(path, tensors, jax.eval_shape(net.init, jax.random.key(0)))
+    return net, weights.fit(path, weights.shapes_of(net))
 
 
 def read_net(path: str | Path) -> ClassifierNet:
     """The network that a file describes; raises UserError as `load` does."""
-    description = weights.read_metadata(path, FORMAT).get("classifier", "")
-    try:
-        fields = weights.tuples(json.loads(description))
-        net = ADMConfig(**weights.tuples(fields["net"]))
-        return ClassifierNet(net, Schedule(np.array(fields["schedule"])), fields["classes"])
-    except (UserError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: cannot make sense of its description: {error}") from error
+    fields = weights.description(path, FORMAT, "classifier")
+    return weights.build(path, ClassifierNet, with_schedule(path, fields))

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,17 @@ from dreamjax.nets.stable_diffusion.clip import CLIP, CLIPConfig, unit
 from dreamjax.priors import published
 from dreamjax.priors.base import Prompt
 from dreamjax.priors.words import read_prompt
-from dreamjax.settings import Dtype, settings
+from dreamjax.settings import Dtype, Positive, Real, convert, settings, short
 
 # Of the pictures that CLIP was trained on; OpenCLIP kept them.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+Mean = tuple[Real, Real, Real]
+Std = tuple[Positive, Positive, Positive]
+TOKENIZER_FILES = {
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt"),
+}
 
 
 @settings
@@ -100,9 +106,7 @@ class Clip:
         Raises UserError for a folder without a tokenizer, or with another network's.
         """
         text = self.config.text
-        ids = token_ids(self.folder, texts, text.max_position_embeddings)
-        if ids.max() >= text.vocab_size:
-            raise UserError(f"{self.folder}: the tokenizer knows more than vocab_size tokens")
+        ids = token_ids(self.folder, texts, text.max_position_embeddings, text.vocab_size)
         return _text_features(self.config, params, jnp.asarray(ids))
 
     def image_features(self, params: PyTree, rgb: Float[Array, "b h w 3"]) -> Float[Array, "b p"]:
@@ -139,36 +143,68 @@ def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     found = []
     for name, default in (("image_mean", MEAN), ("image_std", STD)):
         values = settings.get(name, default)
-        numbers = isinstance(values, Sequence) and all(isinstance(v, int | float) for v in values)
-        if not numbers or len(values) != 3 or (name == "image_std" and min(values) <= 0.0):
-            raise UserError(f"{path}: {name} is {values!r}: expected three numbers")
-        found.append(tuple(map(float, values)))
+        try:
+            found.append(convert(Mean if name == "image_mean" else Std, values, name))
+        except UserError as error:
+            shown = f"{name} is {short(values)}: expected three numbers"
+            raise UserError(f"{path}: {shown} ({error})") from error
     return tuple(found)
 
 
-def token_ids(folder: Path, prompts: Sequence[str], length: int) -> Int[np.ndarray, "n l"]:
+def token_ids(
+    folder: Path, prompts: Sequence[str], length: int, vocabulary: int | None = None
+) -> Int[np.ndarray, "n l"]:
     """Token ids of prompts by the CLIP tokenizer in `folder`, padded and cut off to `length`.
 
     The first is the start token; the end token is kept where a text is cut off. With what is padded
     is in the tokenizer's files: the end token in Stable Diffusion 1.x, id 0 in 2.x. Raises
-    UserError where there is no tokenizer.
+    UserError where there is no tokenizer, it cannot tokenize, or knows more than `vocabulary` ids.
     """
-    ids = _tokenizer(folder)(
-        list(prompts), padding="max_length", max_length=length, truncation=True
-    )["input_ids"]
-    return np.asarray(ids, np.int32)
+    tokenizer = _tokenizer(folder)
+    start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    try:
+        found = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True)
+        ids = np.asarray(found["input_ids"], np.int32)
+        whole = ids.shape == (len(prompts), length) and ids.min() >= 0
+    except Exception as error:  # the tokenizers library raises bare ones
+        raise UserError(f"{folder}: the tokenizer cannot tokenize: {_line(error)}") from error
+    if not whole or (ids[:, 0] != start).any() or not (ids == end).any(1).all():
+        raise UserError(
+            f"{folder}: the tokenizer does not put a start and an end token around a text, as "
+            "CLIP's does"
+        )
+    if vocabulary is not None and ids.max() >= vocabulary:
+        raise UserError(
+            f"{folder}: the tokenizer knows more than vocab_size tokens: {ids.max()} is one, "
+            f"vocab_size {vocabulary}"
+        )
+    return ids
 
 
 @functools.cache
-def _tokenizer(folder: Path):
+def _tokenizer(folder: Path) -> Any:
     present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     # transformers would make one of three tokens, and say nothing.
     if "tokenizer.json" not in present and not {"vocab.json", "merges.txt"} <= present:
         raise UserError(f"{folder} holds no tokenizer.json, nor vocab.json with merges.txt")
+    # Without them transformers pads with the end token, which is wrong for Stable Diffusion 2.x.
+    if not {"tokenizer_config.json", "special_tokens_map.json"} & present:
+        raise UserError(
+            f"{folder} holds no tokenizer_config.json, nor special_tokens_map.json, one of which "
+            "says what texts are padded with: copy it from where the model is published"
+        )
+    for name in TOKENIZER_FILES & present:
+        if name.endswith(".json"):
+            published.read_json(folder / name)
+        elif not (folder / name).is_file():
+            raise UserError(f"cannot read {folder / name}: it is no file")
     from transformers import CLIPTokenizer
 
     try:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare ones
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{folder}: cannot read the tokenizer: {reason}") from error
+        raise UserError(f"{folder}: cannot read the tokenizer: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

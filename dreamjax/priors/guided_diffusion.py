@@ -21,7 +21,17 @@ from jaxtyping import PyTree
 from dreamjax import weights
 from dreamjax.diffusion.schedule import Schedule, cosine, linear
 from dreamjax.errors import UserError
-from dreamjax.nets.adm import ADM, ADMClassifier, ADMConfig
+from dreamjax.nets.adm import (
+    ADM,
+    ADMClassifier,
+    ADMConfig,
+    Blocks,
+    Channels,
+    Classes,
+    HeadDim,
+    Heads,
+    Side,
+)
 from dreamjax.priors.classes import ClassConditional, ClassNet
 from dreamjax.settings import Dtype, Range, settings
 
@@ -47,15 +57,7 @@ ONCE = {
 }
 LEAF = {"kernel": "weight", "bias": "bias", "scale": "weight", "embedding": "weight"}
 
-
-Channels = Annotated[int, Range(1, 4096)]
-Side = Annotated[int, Range(1, 1024)]
-Blocks = Annotated[int, Range(1, 32)]
-Heads = Annotated[int, Range(1, 256)]
-HeadDim = Annotated[int, Range(0, 1024)]
-Classes = Annotated[int, Range(0, 10**6)]
 Steps = Annotated[int, Range(2, 10**5)]
-MULTS = 8  # levels that a network may have
 
 
 @settings
@@ -78,8 +80,6 @@ class Layout:
     dtype: Dtype = "float32"  # of the network's activations
 
     def __post_init__(self):
-        if not 1 <= len(self.channel_mults) <= MULTS:
-            raise UserError(f"channel_mults is {self.channel_mults}: expected 1 to {MULTS} factors")
         self.adm()  # says which sizes do not fit together
 
     def adm(self, **more) -> ADMConfig:
@@ -157,7 +157,7 @@ def _params(path: str | Path, net: nn.Module) -> PyTree:
         theirs = _published_name(modules, ours)
         names[ours] = theirs
         wanted[theirs] = jax.ShapeDtypeStruct(_published_shape(theirs, value.shape), value.dtype)
-    params = weights.fit(path, weights.read(path, None).tensors, wanted)
+    params = weights.fit(path, wanted)
     found = cast(dict[str, Any], flatten_dict(params, sep="."))
     return unflatten_dict({a: _our_layout(b, found[b]) for a, b in names.items()}, sep=".")
 

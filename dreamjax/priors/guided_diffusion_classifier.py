@@ -4,8 +4,9 @@ import functools
 
 from jaxtyping import PyTree
 
+from dreamjax.nets.adm import Blocks, Channels, Classes
 from dreamjax.priors.classifier import ClassifierNet, NetClassifier
-from dreamjax.priors.guided_diffusion import Blocks, Channels, Classes, Layout, load_classifier
+from dreamjax.priors.guided_diffusion import Layout, load_classifier
 from dreamjax.settings import settings
 
 

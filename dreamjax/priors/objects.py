@@ -28,12 +28,13 @@ from dreamjax.nets.view import ViewEncoder
 from dreamjax.priors.base import Conditions, NetPrior, Prompt, decode_pixels, encode_pixels
 from dreamjax.priors.words import read_prompt
 from dreamjax.scene.views import Views
-from dreamjax.settings import Dtype, Range, settings
+from dreamjax.settings import Dtype, Range, settings, short
 
 FORMAT = "dreamjax-objects-1"
 PLURAL = "##s"  # the piece after a word that stands in the plural
 SHORTEST_PART = 3  # letters of either part of a compound
-ALBEDO, LIT, TEXTURELESS = range(3)  # kinds of picture, in the order of `ObjectsNet.looks`
+LOOKS = ("albedo", "lit", "textureless")  # kinds of picture, as `ObjectsNet.looks` orders them
+ALBEDO, LIT, TEXTURELESS = range(3)
 
 
 @functools.cache
@@ -41,7 +42,7 @@ def _cosine(steps: int) -> Schedule:
     return cosine(steps)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class ObjectsNet:
     """The network of a diffusion model of things seen from a known side, as its file describes it.
 
@@ -51,9 +52,9 @@ class ObjectsNet:
     unet: UNetConfig
     text: TextConfig
     vocabulary: tuple[str, ...]
-    image_size: int = 64
-    schedule_steps: int = 1000
-    looks: tuple[str, ...] = ("albedo", "lit", "textureless")
+    image_size: Annotated[int, Range(1, 4096)] = 64
+    schedule_steps: Annotated[int, Range(1, 100_000)] = 1000
+    looks: tuple[str, ...] = LOOKS
 
     def __post_init__(self):
         """Refuse sizes that do not fit one another; raises UserError."""
@@ -64,6 +65,14 @@ class ObjectsNet:
             raise UserError(f"the vocabulary must begin with padding and {PLURAL!r}")
         if self.unet.text_dim != self.text.dim:
             raise UserError(f"unet.text_dim is {self.unet.text_dim}, text.dim {self.text.dim}")
+        if len(self.looks) != len(LOOKS):
+            raise UserError(f"looks is {short(self.looks)}: expected {len(LOOKS)} names")
+        if self.image_size % self.unet.multiple:
+            raise UserError(
+                f"image_size is {self.image_size}: it must divide by {self.unet.multiple}"
+            )
+        if self.unet.out_channels != 3:
+            raise UserError(f"unet.out_channels is {self.unet.out_channels}: expected 3")
 
     @property
     def parameterisation(self) -> Parameterisation:
@@ -291,8 +300,9 @@ def save(path: str | Path, net: ObjectsNet, params: PyTree) -> None:
 
 def read_net(path: str | Path) -> ObjectsNet:
     """The network that a file describes; raises UserError for a file that is not of this kind."""
-    _check_given(path)
-    return _parse(path, weights.read_metadata(path, FORMAT).get("prior", ""))
+    if not str(path):
+        raise UserError("weights is empty: expected a safetensors file of task train_objects")
+    return weights.build(path, ObjectsNet, weights.description(path, FORMAT, "prior"))
 
 
 def load(path: str | Path) -> tuple[ObjectsNet, PyTree]:
@@ -300,23 +310,5 @@ def load(path: str | Path) -> tuple[ObjectsNet, PyTree]:
 
     Raises UserError for a file that is missing, damaged, or not of this kind.
     """
-    _check_given(path)
-    metadata, tensors = weights.read(path, FORMAT)
-    net = _parse(path, metadata.get("prior", ""))
-    return net, weights.fit(path, tensors, jax.eval_shape(net.init, jax.random.key(0)))
-
-
-def _check_given(path: str | Path) -> None:
-    if not str(path):
-        raise UserError("weights is empty: expected a safetensors file of task train_objects")
-
-
-def _parse(path: str | Path, description: str) -> ObjectsNet:
-    """The network that a file's metadata describe in JSON."""
-    try:
-        fields = weights.tuples(json.loads(description))
-        fields["unet"] = UNetConfig(**weights.tuples(fields["unet"]))
-        fields["text"] = TextConfig(**weights.tuples(fields["text"]))
-        return ObjectsNet(**fields)
-    except (UserError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: cannot make sense of its description: {error}") from error
+    net = read_net(path)
+    return net, weights.fit(path, weights.shapes_of(net))

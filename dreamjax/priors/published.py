@@ -11,9 +11,8 @@ rule names every tensor:
 Tensors are read one at a time, and nothing is ever unpickled.
 """
 
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,10 +23,12 @@ from jaxtyping import PyTree
 
 from dreamjax import weights
 from dreamjax.errors import UserError
+from dreamjax.settings import short
 
 # What is fetched; flax, onnx, openvino and pickled twins stay where they are.
 WANTED = ("*.json", "*.txt")
 LEAF = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+LARGEST_JSON = 64 << 20  # bytes; a tokenizer's is a few million
 # Names of the VAE's attention before 2023.
 FORMER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -90,32 +91,35 @@ def _no_tensors(where: str | Path, names: Sequence[str]) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's object; raises UserError where there is none."""
+    """A JSON file's object; raises UserError where there is none, or too large or deep a one."""
     try:
-        found = json.loads(path.read_text())
+        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+            raise ValueError("it is no file")
+        if path.stat().st_size > LARGEST_JSON:
+            raise ValueError(f"it is larger than {LARGEST_JSON >> 20} MB")
+        return weights.parse_object(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds no JSON object")
-    return found
+        reason = getattr(error, "strerror", None) or str(error)[:200]
+        raise UserError(f"cannot read {path}: {reason}") from error
 
 
-def load(folder: Path, wanted: PyTree, strip: str = "") -> PyTree:
+def load(folder: Path, wanted: PyTree, strip: str = "", drop: Collection[str] = ()) -> PyTree:
     """The tensors of a part as float32 parameters of the tree of shapes `wanted`.
 
-    `strip` is a prefix that names in the files may have. Every parameter is matched once; raises
-    UserError naming what is missing, left over, of another shape or not finite, and for files that
-    are missing or damaged.
+    `strip` is a prefix that names in the files may have, `drop` names that are not wanted. Every
+    parameter is matched once; raises UserError naming what is missing, left over, of another shape,
+    no real numbers or not finite, and for files that are missing or damaged.
     """
     files = _files(folder)
     where = {}
     for file, handle in files.items():
         for name in handle.keys():
             ours = _canonical(name, strip)
-            if ours is None:
+            if ours is None or name in drop:
                 continue
             if ours in where:
-                raise UserError(f"{folder}: {name} is there twice, in {where[ours][0]} and {file}")
+                twice = f"{name[:100]} is there twice"
+                raise UserError(f"{folder}: {twice}, in {where[ours][0]} and {file}")
             where[ours] = (file, name)
     flat = cast(dict[str, Any], flatten_dict(wanted, sep="."))
     names = {published_name(name): name for name in flat}
@@ -125,38 +129,50 @@ def load(folder: Path, wanted: PyTree, strip: str = "") -> PyTree:
         for name, (file, original) in where.items()
     }
     if wrong := weights.mismatches(shapes, found):
-        listed = "; ".join(wrong)
-        raise UserError(f"{folder} does not fit the network its config describes: {listed}")
+        raise UserError(f"{folder} does not fit the network its config describes: {wrong}")
     params = {}
     for name, (file, original) in where.items():
-        value = files[file].get_tensor(original)
-        if not np.isfinite(value).all():
-            raise UserError(f"{folder / file}: {original} is not finite")
-        params[names[name]] = jnp.asarray(our_layout(names[name], value), jnp.float32)
+        value = weights.tensor(folder / file, files[file], original)
+        params[names[name]] = jnp.asarray(our_layout(names[name], value))
     return unflatten_dict(params, sep=".")
 
 
 def _files(folder: Path) -> dict[str, Any]:
     """The open files of a part: full precision before fp16, an index before a single file."""
-    present = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    try:
+        present = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror}") from error
     if not present:
         raise UserError(f"there is no folder {folder}, or nothing in it")
     for variant in ("", r"\.fp16"):
         index = [n for n in present if re.fullmatch(rf"\w+\.safetensors\.index{variant}\.json", n)]
         for name in index:
-            shards = sorted(set(read_json(folder / name).get("weight_map", {}).values()))
+            shards = _shards(folder / name)
             missing = [shard for shard in shards if shard not in present]
             if missing == shards:  # an index alone, fetched with the configs
                 continue
             if missing:
-                raise UserError(f"{folder / name} names {', '.join(missing)}, which is not there")
+                more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+                raise UserError(
+                    f"{folder / name} names {missing[0][:100]}{more}, which is not there"
+                )
             return {shard: weights.open_file(folder / shard) for shard in shards}
         whole = [n for n in present if re.fullmatch(rf"\w+{variant}\.safetensors", n)]
         if len(whole) > 1:
-            raise UserError(f"{folder} holds several models: {', '.join(whole)}")
+            raise UserError(f"{folder} holds several models: {', '.join(whole[:4])}")
         if whole:
             return {whole[0]: weights.open_file(folder / whole[0])}
     raise UserError(_no_tensors(folder, present))
+
+
+def _shards(index: Path) -> list[str]:
+    """The names of the files over which an index spreads the tensors."""
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(v, str) for v in where.values()):
+        right = "expected the name of a file for each tensor"
+        raise UserError(f"{index}: weight_map is {short(where)}: {right}")
+    return sorted(set(where.values()))
 
 
 def _canonical(name: str, strip: str) -> str | None:

@@ -7,16 +7,17 @@ schedule, what the UNet predicts, and the tokenizer.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Literal, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from dreamjax import weights
 from dreamjax.diffusion import schedule as schedules
 from dreamjax.diffusion.reverse import Parameterisation, unclipped
 from dreamjax.diffusion.schedule import Schedule
@@ -29,10 +30,12 @@ from dreamjax.priors import published, words
 from dreamjax.priors.base import Conditions, NetPrior, Prompt, decode_pixels, encode_pixels
 from dreamjax.priors.clip import token_ids
 from dreamjax.scene.views import Views
-from dreamjax.settings import Dtype, settings
+from dreamjax.settings import Dtype, Range, settings, short
 
 PARTS = ("unet", "vae", "text_encoder")
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}
+LARGEST_PICTURE = 4096  # pixels a side
+Beta = Annotated[float, Range(0.0, 1.0, above=True, below=True)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +92,9 @@ class StableDiffusionNets:
 
         Padding counts as text here (the mask is True everywhere): the model was trained so.
         """
-        ids = token_ids(Path(self.tokenizer), texts, self.text.max_position_embeddings)
+        text = self.text
+        folder = Path(self.tokenizer)
+        ids = token_ids(folder, texts, text.max_position_embeddings, text.vocab_size)
         tokens = _token_embeddings(self.text, params["text"], jnp.asarray(ids))
         return Text(tokens, jnp.ones(ids.shape, bool))
 
@@ -164,12 +169,15 @@ class StableDiffusion(NetPrior):
 
     def load(self) -> PyTree:
         """Float32 parameters; raises UserError for what is missing, damaged or does not fit."""
-        shapes = jax.eval_shape(self.net.init, jax.random.key(0))
+        shapes = weights.shapes_of(self.net)
         text = self.folder / "text_encoder"
         params = {
             "unet": published.load(self.folder / "unet", shapes["unet"]),
             "vae": published.load(self.folder / "vae", shapes["vae"]),
-            "text": published.load(text, shapes["text"], strip="text_model."),
+            # CLIPTextModelWithProjection's, which the UNet is not told.
+            "text": published.load(
+                text, shapes["text"], "text_model.", ("text_projection.weight",)
+            ),
         }
         if self.cheap_encoder:
             params["rgb_to_latent"] = fit_rgb_to_latent(self.net, params)
@@ -196,39 +204,98 @@ def _token_embeddings(
 def describe(folder: Path, dtype: str, remat: bool, fused: bool) -> StableDiffusionNets:
     """The model that a folder's configs describe; raises UserError for one that this is not."""
     index = published.read_json(folder / "model_index.json")
-    kind = index.get("_class_name", "")
+    kind = index.get("_class_name", "model of no kind")
     if kind != "StableDiffusionPipeline":
-        raise UserError(
-            f"{folder} is a {kind or 'model of no kind'}, not a StableDiffusionPipeline"
-        )
+        shown = kind if isinstance(kind, str) and len(kind) < 80 else short(kind)
+        raise UserError(f"{folder} is a {shown}, not a StableDiffusionPipeline")
     configs = {part: published.read_json(folder / part / "config.json") for part in PARTS}
-    settings = published.read_json(folder / "scheduler" / "scheduler_config.json")
-    name = settings.get("prediction_type", "epsilon")
-    if name not in PREDICTIONS:
-        raise UserError(f"{folder}: prediction_type is {name!r}: expected {', '.join(PREDICTIONS)}")
     ours = {"dtype": dtype, "remat": remat}
+    found = {}
+    for part, cls in zip(PARTS, (SDUNetConfig, VAEConfig, CLIPTextConfig), strict=True):
+        try:
+            found[part] = cls.from_json(configs[part])
+        except UserError as error:
+            raise UserError(f"{folder / part}: {error}") from error
+    unet, vae, text = (found[part] for part in PARTS)
+    _check_together(folder, unet, vae, text)
+    noise = _read_noise(folder / "scheduler" / "scheduler_config.json")
     return StableDiffusionNets(
-        unet=replace(SDUNetConfig.from_json(configs["unet"]), fused=fused, **ours),
-        vae=replace(VAEConfig.from_json(configs["vae"]), **ours),
-        text=CLIPTextConfig.from_json(configs["text_encoder"]),
-        schedule=_schedule(folder, settings),
-        prediction=PREDICTIONS[name],
+        unet=replace(unet, fused=fused, **ours),
+        vae=replace(vae, **ours),
+        text=text,
+        schedule=_schedule(folder, noise),
+        prediction=PREDICTIONS[noise.prediction_type],
         tokenizer=str(folder / "tokenizer"),
     )
 
 
-def _schedule(folder: Path, settings: Mapping[str, Any]) -> Schedule:
-    known = {"scaled_linear": schedules.scaled_linear, "linear": schedules.linear}
-    name = settings.get("beta_schedule")
-    if name not in known or settings.get("trained_betas") is not None:
-        raise UserError(f"{folder}: beta_schedule is {name!r}: expected {', '.join(known)}")
+def _check_together(folder: Path, unet: SDUNetConfig, vae: VAEConfig, text: CLIPTextConfig) -> None:
+    """Raise UserError where the parts are not a text-to-image model's, each fitting the next."""
+    latents, more = vae.latent_channels, unet.in_channels - vae.latent_channels
+    if unet.in_channels == 2 * latents + 1:
+        raise UserError(
+            f"{folder} is an inpainting model: its UNet takes {unet.in_channels} channels, the "
+            f"masked picture and the mask among them; expected a text-to-image model's {latents}"
+        )
+    if more or unet.out_channels != latents:
+        raise UserError(
+            f"{folder}: the UNet maps {unet.in_channels} channels to {unet.out_channels}; "
+            f"expected {latents} both, as the VAE's latents have"
+        )
+    if (vae.in_channels, vae.out_channels) != (3, 3):
+        raise UserError(f"{folder}: the VAE's pictures have {vae.in_channels} channels: expected 3")
+    if unet.cross_attention_dim != text.hidden_size:
+        raise UserError(
+            f"{folder}: the UNet reads texts of cross_attention_dim {unet.cross_attention_dim}; "
+            f"the text encoder's hidden_size is {text.hidden_size}"
+        )
+    if unet.sample_size % unet.multiple:
+        raise UserError(
+            f"{folder}: the UNet's sample_size {unet.sample_size} must divide by {unet.multiple}"
+        )
+    if unet.sample_size * vae.multiple > LARGEST_PICTURE:
+        raise UserError(
+            f"{folder}: pictures of {unet.sample_size * vae.multiple} pixels a side: expected at "
+            f"most {LARGEST_PICTURE}"
+        )
+
+
+@settings
+class Noise:
+    """What `scheduler_config.json` says of the noise; how diffusers samples is left."""
+
+    num_train_timesteps: Annotated[int, Range(2, 100_000)]
+    beta_start: Beta
+    beta_end: Beta
+    beta_schedule: Literal["scaled_linear", "linear"]
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
+    rescale_betas_zero_snr: bool = False
+    trained_betas: None = None
+
+
+def _read_noise(path: Path) -> Noise:
+    plain = published.read_json(path)
+    names = {field.name: field for field in dataclasses.fields(Noise)}
+    lacking = [n for n in names if n not in plain and names[n].default is dataclasses.MISSING]
+    if lacking:
+        raise UserError(f"{path.parent.parent}: {path.name} lacks {lacking[0]!r}")
     try:
-        numbers = [settings[key] for key in ("num_train_timesteps", "beta_start", "beta_end")]
-    except KeyError as error:
-        raise UserError(f"{folder}: scheduler_config.json lacks {error}") from error
-    schedule = known[name](*numbers)
-    zero_snr = settings.get("rescale_betas_zero_snr", False)
-    return schedules.zero_terminal_snr(schedule) if zero_snr else schedule
+        return Noise(**{name: plain[name] for name in names if name in plain})
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _schedule(folder: Path, noise: Noise) -> Schedule:
+    make = {"scaled_linear": schedules.scaled_linear, "linear": schedules.linear}
+    schedule = make[noise.beta_schedule](
+        noise.num_train_timesteps, noise.beta_start, noise.beta_end
+    )
+    if not noise.rescale_betas_zero_snr:
+        return schedule
+    try:
+        return schedules.zero_terminal_snr(schedule)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
 
 
 def fit_rgb_to_latent(nets: StableDiffusionNets, params: PyTree) -> Float[Array, "4 c"]:

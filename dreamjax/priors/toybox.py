@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import cast
+from typing import Annotated, cast
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +28,15 @@ from dreamjax.nets.unet import UNet, UNetConfig
 from dreamjax.priors import words
 from dreamjax.priors.base import Conditions, NetPrior, Prompt, decode_pixels, encode_pixels
 from dreamjax.scene.views import Views
-from dreamjax.settings import Dtype, settings
+from dreamjax.settings import Dtype, Range, Real, settings, short
 
 FORMAT = "dreamjax-toybox-1"
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "white", "black")
 FREE_TEXT = "stable-diffusion-v1-5/stable-diffusion-v1-5"  # understands what this does not
+
+
+ImageSize = Annotated[int, Range(1, 4096)]
+ScheduleSteps = Annotated[int, Range(1, 100_000)]
 
 
 @functools.cache
@@ -40,7 +44,7 @@ def _cosine(steps: int) -> Schedule:
     return cosine(steps)
 
 
-@dataclasses.dataclass(frozen=True)
+@settings
 class ToyboxNet:
     """The network of a text-to-image diffusion model of toybox pictures, as its file describes it.
 
@@ -51,9 +55,9 @@ class ToyboxNet:
     unet: UNetConfig
     text: TextConfig
     vocabulary: tuple[str, ...]
-    image_size: int = 32
-    schedule_steps: int = 1000
-    view_names: tuple[tuple[float, tuple[str, ...]], ...] = words.PAPER_VIEWS
+    image_size: ImageSize = 32
+    schedule_steps: ScheduleSteps = 1000
+    view_names: tuple[tuple[Real, tuple[str, ...]], ...] = words.PAPER_VIEWS
 
     def __post_init__(self):
         known, rows = len(self.vocabulary), self.text.vocabulary_size
@@ -61,6 +65,11 @@ class ToyboxNet:
             raise UserError(f"{known} words (padding among them) but vocabulary_size is {rows}")
         if self.unet.text_dim != self.text.dim:
             raise UserError(f"unet.text_dim is {self.unet.text_dim}, text.dim {self.text.dim}")
+        check_pixels(self.unet, self.image_size)
+        tops = [top for top, _ in self.view_names]
+        if not tops or tops != sorted(set(tops)) or not all(row for _, row in self.view_names):
+            shown = short(self.view_names)
+            raise UserError(f"view_names is {shown}: expected rows of names, elevations rising")
 
     @property
     def parameterisation(self) -> Parameterisation:
@@ -229,9 +238,7 @@ def load(path: str | Path = "") -> tuple[ToyboxNet, PyTree]:
     Raises UserError for a file that is missing, damaged, or not of this kind.
     """
     net = read_net(path)
-    path = path or shipped()
-    tensors = weights.read(path, FORMAT).tensors
-    return net, weights.fit(path, tensors, jax.eval_shape(net.init, jax.random.key(0)))
+    return net, weights.fit(path or shipped(), weights.shapes_of(net))
 
 
 def read_net(path: str | Path = "") -> ToyboxNet:
@@ -240,14 +247,15 @@ def read_net(path: str | Path = "") -> ToyboxNet:
     Raises UserError for a file that is missing, damaged, or not of this kind.
     """
     path = path or shipped()
-    description = weights.read_metadata(path, FORMAT).get("prior", "")
-    try:
-        fields = weights.tuples(json.loads(description))
-        fields["unet"] = UNetConfig(**weights.tuples(fields["unet"]))
-        fields["text"] = TextConfig(**weights.tuples(fields["text"]))
-        return ToyboxNet(**fields)
-    except (UserError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: cannot make sense of its description: {error}") from error
+    return weights.build(path, ToyboxNet, weights.description(path, FORMAT, "prior"))
+
+
+def check_pixels(unet: UNetConfig, image_size: int) -> None:
+    """Raise UserError where the UNet cannot see rgb pictures of so many pixels."""
+    if image_size % unet.multiple:
+        raise UserError(f"image_size is {image_size}: it must divide by {unet.multiple}")
+    if unet.out_channels != 3:
+        raise UserError(f"unet.out_channels is {unet.out_channels}: expected 3, as pictures have")
 
 
 def shipped() -> Path:

@@ -14,7 +14,11 @@ from dreamjax.priors.stable_diffusion import StableDiffusion
 INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
 FILES = {
     INDEX: {"_class_name": "StableDiffusionPipeline"},
-    "unet/config.json": {"_class_name": "UNet2DConditionModel", "sample_size": 96},
+    "unet/config.json": {
+        "_class_name": "UNet2DConditionModel",
+        "sample_size": 96,
+        "cross_attention_dim": 512,
+    },
     "vae/config.json": {
         "_class_name": "AutoencoderKL",
         "block_out_channels": [128, 256, 512, 512],

@@ -205,7 +205,7 @@ def test_half_precision_is_asked_for_by_name(saved, params):
         prior = Toybox(weights=str(saved), dtype=dtype)
         assert prior.net.unet.dtype == dtype and prior.net.text == NET.text
         text = prior.embed_texts(params, ["a red ball"])
-        found[dtype] = prior.predict(params, x, jnp.array([50]), text)
+        found[dtype] = jax.jit(prior.predict)(params, x, jnp.array([50]), text)
     scale = np.abs(found["float32"]).max()
     for dtype, tolerance in (("bfloat16", 5e-2), ("float16", 5e-3)):
         error = np.abs(found[dtype].astype(jnp.float32) - found["float32"]).max() / scale

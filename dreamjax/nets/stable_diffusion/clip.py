@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dreamjax.nets.stable_diffusion.settings import number, refused, whole, wholes_of
+from dreamjax.nets.stable_diffusion.settings import choice, number, refused, whole, wholes_of
 
 # Configs older than 2023 name this as the end token, which it is not.
 LEGACY_END = 2
@@ -139,9 +139,7 @@ def _common(cls, given: Mapping[str, Any]) -> dict[str, Any]:
     if found["hidden_size"] % found["num_attention_heads"]:
         right = f"heads of one size, and {found['hidden_size']} channels"
         raise refused("num_attention_heads", found["num_attention_heads"], right)
-    activation = given.get("hidden_act", cls.hidden_act)
-    if activation not in ACTIVATIONS:
-        raise refused("hidden_act", activation, " or ".join(map(repr, ACTIVATIONS)))
+    activation = choice(given, "hidden_act", cls.hidden_act, ACTIVATIONS)
     eps = number(given, "layer_norm_eps", cls.layer_norm_eps)
     return {**found, "hidden_act": activation, "layer_norm_eps": eps}
 

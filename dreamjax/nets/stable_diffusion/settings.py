@@ -8,11 +8,33 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from dreamjax.errors import UserError
+from dreamjax.settings import short
+
+# The largest whole number under a key; no published network comes near, and any other would ask for
+# more memory than there is.
+LARGEST = {
+    "sample_size": 4096,
+    "image_size": 4096,
+    "patch_size": 4096,
+    "layers_per_block": 8,
+    "num_hidden_layers": 96,
+    "num_attention_heads": 1024,
+    "attention_head_dim": 1024,
+    "block_out_channels": 16_384,
+    "in_channels": 1024,
+    "out_channels": 1024,
+    "latent_channels": 1024,
+    "norm_num_groups": 1024,
+    "max_position_embeddings": 65_536,
+    "num_train_timesteps": 100_000,
+}
+LARGEST_OTHER = 2_000_000  # of a vocabulary, of a width
+LEVELS = 8
 
 
 def refused(key: str, value: Any, right: str) -> UserError:
     """The error for a published setting that is not what it must be, `right` in words."""
-    return UserError(f"config.json has {key} {value!r}; this network has {right}")
+    return UserError(f"config.json has {key[:80]} {short(value)}; this network has {right}")
 
 
 def refuse_others(
@@ -36,6 +58,7 @@ def whole(given: Mapping[str, Any], key: str, default: int) -> int:
     value = given.get(key, default)
     if not _is_whole(value):
         raise refused(key, value, "a positive whole number")
+    _check_size(key, value)
     return value
 
 
@@ -49,15 +72,27 @@ def wholes(given: Mapping[str, Any], key: str, default: Collection[int]) -> tupl
     value = given.get(key, default)
     if not isinstance(value, list | tuple) or not value or not all(map(_is_whole, value)):
         raise refused(key, value, "a list of positive whole numbers")
+    if len(value) > LEVELS:
+        raise refused(key, value, f"at most {LEVELS} levels")
+    for each in value:
+        _check_size(key, each)
     return tuple(value)
 
 
 def number(given: Mapping[str, Any], key: str, default: float) -> float:
-    """The positive number under `key`; raises UserError for anything else."""
+    """The positive number under `key`, at most 1000; raises UserError for anything else."""
     value = given.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise refused(key, value, "a positive number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1000:
+        raise refused(key, value, "a positive number, at most 1000")
     return float(value)
+
+
+def choice(given: Mapping[str, Any], key: str, default: str, known: Collection[str]) -> str:
+    """The name under `key`, one of `known`; raises UserError for anything else."""
+    value = given.get(key, default)
+    if not isinstance(value, str) or value not in known:
+        raise refused(key, value, " or ".join(map(repr, known)))
+    return value
 
 
 def switch(given: Mapping[str, Any], key: str, default: bool) -> bool:
@@ -66,6 +101,12 @@ def switch(given: Mapping[str, Any], key: str, default: bool) -> bool:
     if not isinstance(value, bool):
         raise refused(key, value, "true or false")
     return value
+
+
+def _check_size(key: str, value: int) -> None:
+    largest = LARGEST.get(key, LARGEST_OTHER)
+    if value > largest:
+        raise refused(key, value, f"at most {largest}")
 
 
 def _is_whole(value: Any) -> bool:

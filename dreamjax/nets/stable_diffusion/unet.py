@@ -106,7 +106,8 @@ class SDUNetConfig:
         Raises UserError naming the key and the value that another network than this would need.
         """
         types = given.get("down_block_types", [*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"])
-        if not isinstance(types, list | tuple) or not all(name in DOWN for name in types):
+        strings = isinstance(types, list | tuple) and all(isinstance(n, str) for n in types)
+        if not strings or not all(name in DOWN for name in types):
             raise settings.refused("down_block_types", types, f"a list of {' and '.join(DOWN)}")
         mirrored = [DOWN[name] for name in reversed(types)]
         settings.refuse_others(given, READ, FIXED | {"up_block_types": mirrored})
