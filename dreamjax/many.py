@@ -1,19 +1,21 @@
 """Many dreams in one go: every line of a file in a folder of its own, and a page of them all."""
 
 import dataclasses
+import functools
 import itertools
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import jax
 
 from dreamjax.errors import UserError
-from dreamjax.export.index import Entry, summary, write_index
+from dreamjax.export.index import Entry, State, summary, write_index
 from dreamjax.export.report import duration
+from dreamjax.training import hosts
 from dreamjax.training.loop import spent
 from dreamjax.workdir import CONFIG_FILE, claim, release, resolved, slug, stored_task
 
@@ -37,9 +39,33 @@ class Prompted(Protocol):
         """Make it, in a folder."""
         ...
 
+    def run_all(self, jobs: "Iterator[Job]") -> None:
+        """Make what each of the jobs says, as many at a time as suits it."""
+        ...
+
     def is_complete(self, folder: Path) -> bool:
         """Whether a folder holds all that its run leaves behind."""
         ...
+
+
+class Job:
+    """One prompt of a file: its task, its folder, and what becomes of it."""
+
+    def __init__(self, task: Any, folder: Path, note: Callable[[State, str], None]):
+        """`note` is told each state, with a message where it failed."""
+        self.task, self.folder, self._note = task, folder, note
+
+    def begin(self) -> None:
+        """Say that it is under way."""
+        self._note("running", "")
+
+    def end(self, error: BaseException | None) -> None:
+        """Say that it is done, or what ended it, and let others have its folder."""
+        release(self.folder)
+        if error is None or isinstance(error, KeyboardInterrupt):
+            self._note("stopped" if error else "done", "")
+        else:
+            self._note("failed", explained(error))
 
 
 def run_prompts(task: Prompted, workdir: str | Path, harmless: tuple[str, ...]) -> None:
@@ -47,20 +73,23 @@ def run_prompts(task: Prompted, workdir: str | Path, harmless: tuple[str, ...]) 
 
     Folders lie in `workdir`, as `003-a-red-ball`; a prompt that has one keeps it, wherever the file
     names it by now. A failure is told, and the next prompt taken. `harmless` values may have
-    changed since the last time, and the file too. Raises UserError for a file without prompts, and
-    at the end where a prompt failed.
+    changed since the last time, and the file too. Several processes share the prompts among them.
+    Raises UserError for a file without prompts, and at the end where a prompt failed.
     """
     prompts = read_prompts(task.prompts)
-    workdir = claim(workdir, task, (*harmless, "prompts"))
-    entries, tasks = [], []
-    for prompt, place in zip(prompts, places(workdir, prompts, type(task)), strict=True):
-        tasks.append(dataclasses.replace(cast(Any, task), prompt=prompt, prompts=""))
-        state = "done" if tasks[-1].is_complete(place) else "waiting"
-        entries.append(Entry(prompt, place, state, spent(place)))
-    _run_all(workdir, entries, tasks)
-    write_index(workdir / INDEX, entries)
-    print(table(entries))
-    print(f"wrote {workdir / INDEX}")
+    free = (*harmless, "prompts")
+    workdir = Path(hosts.by_first(lambda: str(claim(workdir, task, free))))
+    tasks = [dataclasses.replace(cast(Any, task), prompt=p, prompts="") for p in prompts]
+    book = _Book(workdir, prompts, tasks, places(workdir, prompts, type(task)))
+    hosts.gather(None)  # nobody makes a folder before all have seen which there are
+    try:
+        task.run_all(book.jobs())
+    except KeyboardInterrupt:
+        states = [entry.state for entry in book.entries]
+        number = 1 + states.index("stopped" if "stopped" in states else "waiting")
+        print(f"stopped at prompt {number} of {len(prompts)}; the same command goes on")
+        raise
+    entries = book.close()
     failed = [entry for entry in entries if entry.state == "failed"]
     if failed:
         raise UserError(
@@ -69,53 +98,95 @@ def run_prompts(task: Prompted, workdir: str | Path, harmless: tuple[str, ...]) 
         )
 
 
-def _run_all(workdir: Path, entries: list[Entry], tasks: list[Prompted]) -> None:
-    took: list[float] = []
-    for number, entry in enumerate(entries):
-        if entry.state == "done":
-            continue
-        left = sum(other.state == "waiting" for other in entries[number:])
-        guess = f" (about {duration(left * sum(took) / len(took))} left)" if took else ""
-        print(f"[{number + 1}/{len(entries)}] {entry.prompt} -> {entry.folder}{guess}", flush=True)
-        _note(workdir, entries, number, "running")
-        began = time.monotonic()
-        try:
-            message = attempt(tasks[number], entry.folder)
-        except KeyboardInterrupt:
-            _note(workdir, entries, number, "stopped")
-            print(f"stopped at prompt {number + 1} of {len(entries)}; the same command goes on")
-            raise
-        _note(workdir, entries, number, "failed" if message else "done", message)
-        if not message:
-            took.append(time.monotonic() - began)
+class _Book:
+    """What has become of each prompt so far, and the page that shows it."""
+
+    def __init__(self, workdir: Path, prompts: list[str], tasks: list[Any], folders: list[Path]):
+        self._page, self._tasks = workdir / INDEX, tasks
+        self._mine: set[int] = set()  # numbers of the prompts that this process has taken
+        self._began: dict[int, float] = {}
+        self._took: list[float] = []
+        self._most = 1  # prompts that were under way at once
+        self.entries = [
+            Entry(prompt, place, "done" if own.is_complete(place) else "waiting", spent(place))
+            for prompt, own, place in zip(prompts, tasks, folders, strict=True)
+        ]
+
+    def jobs(self) -> Iterator[Job]:
+        """What is not done, in order; each prompt is one process's alone."""
+        following = hosts.queue("prompts")
+        while (number := following()) < len(self.entries):
+            if self.entries[number].state != "done":
+                self._mine.add(number)
+                note = functools.partial(self._note, number)
+                yield Job(self._tasks[number], self.entries[number].folder, note)
+
+    def _note(self, number: int, state: State, message: str) -> None:
+        entry, now = self.entries[number], time.monotonic()
+        if state == "running":
+            print(f"[{number + 1}/{len(self.entries)}] {entry.prompt} -> {entry.folder}", end="")
+            print(self._guess(number), flush=True)
+            self._began[number] = now
+            self._most = max(self._most, len(self._began))
+        else:
+            began = self._began.pop(number, now)
+            if state == "done":
+                self._took.append(now - began)
+        seconds = spent(entry.folder)
+        self.entries[number] = dataclasses.replace(
+            entry, state=state, message=message, seconds=seconds
+        )
+        self._write()
+
+    def _guess(self, number: int) -> str:
+        if not self._took:
+            return ""
+        left = sum(other.state == "waiting" for other in self.entries[number:])
+        seconds = left * sum(self._took) / len(self._took) / self._most / hosts.count()
+        return f" (about {duration(seconds)} left)"
+
+    def _write(self) -> None:
+        if hosts.is_first():
+            write_index(self._page, self.entries)
+
+    def close(self) -> list[Entry]:
+        """Learn what has become of the other processes' prompts, and show it all."""
+        mine = {n: (self.entries[n].state, self.entries[n].message) for n in self._mine}
+        for theirs in hosts.gather([(number, *told) for number, told in mine.items()]):
+            for number, state, message in theirs:
+                entry = self.entries[number]
+                self.entries[number] = dataclasses.replace(
+                    entry, state=state, message=message, seconds=spent(entry.folder)
+                )
+        self._write()
+        if hosts.is_first():
+            print(table(self.entries))
+            print(f"wrote {self._page}")
+        return self.entries
 
 
 def attempt(task: Prompted, folder: str | Path) -> str:
     """Run one task of several; returns what went wrong, also said on stderr, empty if nothing."""
     try:
         task.run(folder)
-    except UserError as error:
-        message = " ".join(str(error).split())
     except Exception as error:
-        traceback.print_exc()
-        message = " ".join(f"{type(error).__name__}: {error}".split())
-    else:
-        return ""
+        return explained(error)
     finally:
         release(folder)
         # jax.pmap's cache holds its programs for good: 130 MB a dream, and memory mappings of which
         # Linux grants a process enough for 25.
         jax.clear_caches()
+    return ""
+
+
+def explained(error: BaseException) -> str:
+    """What went wrong in one line, also said on stderr, after the traceback of a defect."""
+    message = " ".join(str(error).split())
+    if not isinstance(error, UserError):
+        traceback.print_exception(error)
+        message = f"{type(error).__name__}: {message}"
     print(f"failed: {message}", file=sys.stderr, flush=True)
     return message
-
-
-def _note(workdir: Path, entries: list[Entry], number: int, state: str, message: str = "") -> None:
-    """Change one entry, and the page."""
-    entry = entries[number]
-    seconds = spent(entry.folder)
-    entries[number] = dataclasses.replace(entry, state=state, message=message, seconds=seconds)
-    write_index(workdir / INDEX, entries)
 
 
 def read_prompts(path: str) -> list[str]:

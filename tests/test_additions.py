@@ -80,9 +80,9 @@ class Blueness:
 class Critic:
     """An objective that learns beside the scene: the mean colour so far, which renderings avoid."""
 
-    def load(self, prior, prompt):
+    def load(self, prior, prompt, params=None):
         """The prior's parameters and the prompt."""
-        params = prior.load()
+        params = prior.load() if params is None else params
         return Frozen(params, prior.embed(params, prompt))
 
     def init(self, key, prior, frozen):

@@ -118,6 +118,19 @@ class Toy:
             raise KeyboardInterrupt
         write_text(workdir / "done", "")
 
+    def run_all(self, jobs):
+        """One after the other."""
+        for job in jobs:
+            job.begin()
+            try:
+                job.task.run(job.folder)
+            except BaseException as error:
+                job.end(error)
+                if isinstance(error, KeyboardInterrupt):
+                    raise
+            else:
+                job.end(None)
+
     def is_complete(self, folder):
         """Whether it was run to its end."""
         return (folder / "done").exists()

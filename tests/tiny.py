@@ -28,7 +28,14 @@ def _tiny(size: int):
     return net, jax.jit(net.init)(jax.random.key(3))
 
 
-def write_tiny_prior(path: Path, size: int = 16) -> Path:
-    """Write its weights and return the path."""
-    toybox.save(path, *_tiny(size))
+def write_tiny_prior(path: Path, size: int = 16, spread: float = 0.0) -> Path:
+    """Write its weights and return the path.
+
+    With a `spread` every parameter is moved, those that start at zero too: it hears its texts.
+    """
+    net, params = _tiny(size)
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(4), len(leaves))
+    moved = [x + spread * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    toybox.save(path, net, jax.tree.unflatten(tree, moved))
     return path

@@ -55,9 +55,9 @@ class DreamFields:
 
     crop: Annotated[tuple[Side, Side], Rising()] = (154 / 168, 154 / 168)  # of a picture's side
 
-    def load(self, prior: ImageText, prompt: Prompt) -> Frozen:
+    def load(self, prior: ImageText, prompt: Prompt, params: PyTree = None) -> Frozen:
         """CLIP's parameters and the prompt's feature."""
-        return load_frozen(prior, prompt)
+        return load_frozen(prior, prompt, params)
 
     def init(self, key: Key[Array, ""], prior: ImageText, frozen: Frozen) -> PyTree:
         """Nothing is trained beside the scene."""

@@ -38,8 +38,12 @@ class Objective(Protocol):
     Its annotation of `prior` says what kind it asks; a dream refuses another.
     """
 
-    def load(self, prior: Any, prompt: Prompt) -> Frozen:
-        """What it reads; on the host, once a run. Raises UserError for a prompt it cannot read."""
+    def load(self, prior: Any, prompt: Prompt, params: PyTree = None) -> Frozen:
+        """What it reads; on the host, once a run.
+
+        `params` are the prior's, where they are loaded already, as for many prompts. Raises
+        UserError for a prompt it cannot read.
+        """
         ...
 
     def init(self, key: Key[Array, ""], prior: Any, frozen: Frozen) -> PyTree:
@@ -67,7 +71,7 @@ class Objective(Protocol):
         ...
 
 
-def load_frozen(prior: Any, prompt: Prompt) -> Frozen:
-    """The prior's parameters and its reading of the prompt."""
-    params = prior.load()
+def load_frozen(prior: Any, prompt: Prompt, params: PyTree = None) -> Frozen:
+    """The prior's parameters, unless they are given, and its reading of the prompt."""
+    params = prior.load() if params is None else params
     return Frozen(params, prior.embed(params, prompt))

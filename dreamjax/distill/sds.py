@@ -63,9 +63,9 @@ class Sds:
                     f"t_low and t_high are {low} and {high}: expected 0 <= t_low < t_high <= 1"
                 )
 
-    def load(self, prior: Prior, prompt: Prompt) -> Frozen:
+    def load(self, prior: Prior, prompt: Prompt, params: PyTree = None) -> Frozen:
         """The prior's parameters and its reading of the prompt."""
-        return load_frozen(prior, prompt)
+        return load_frozen(prior, prompt, params)
 
     def init(self, key: Key[Array, ""], prior: Prior, frozen: Frozen) -> PyTree:
         """Nothing is trained beside the scene."""

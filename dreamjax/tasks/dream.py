@@ -2,16 +2,17 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from dreamjax.clock import Clock
 from dreamjax.config import dumps, part_names, to_plain
@@ -29,7 +30,7 @@ from dreamjax.export.report import Report
 from dreamjax.export.surface import Surface
 from dreamjax.export.turntable import Turntable
 from dreamjax.export.views import Views
-from dreamjax.many import run_prompts
+from dreamjax.many import Job, run_prompts
 from dreamjax.priors.base import Prior, Prompt
 from dreamjax.priors.toybox import Toybox
 from dreamjax.scene.camera import middle_camera
@@ -37,12 +38,13 @@ from dreamjax.scene.render import Rendering
 from dreamjax.scene.scene import Scene, look, matter_at
 from dreamjax.scene.shading import headlight
 from dreamjax.settings import Every, Home, Pixels, Range, convert, settings
-from dreamjax.training import parallel
+from dreamjax.training import hosts, parallel
 from dreamjax.training.checkpoint import Checkpoints
-from dreamjax.training.loop import spent, train
+from dreamjax.training.loop import Recorder, spent, train
 from dreamjax.training.metrics import read_history
 from dreamjax.training.optimizer import Adam, Optimizer, apply_gradients
 from dreamjax.training.run import Run
+from dreamjax.training.scenes import Beginning, train_scenes
 from dreamjax.workdir import resolved, stored_task
 
 BatchViews = Annotated[int, Range(1, 4096)]
@@ -52,11 +54,16 @@ BatchViews = Annotated[int, Range(1, 4096)]
 class Dream(Scene, Run):
     """A sentence becomes a 3D object, by what a prior thinks of its views."""
 
-    HARMLESS: ClassVar = (*Run.HARMLESS, "exports", "surface", "views_every", "preview_size")
+    HARMLESS: ClassVar = (
+        *(*Run.HARMLESS, "exports", "surface", "views_every", "preview_size"),
+        "scenes_per_device",
+    )
+    MANY_HOSTS: ClassVar = True  # several processes may run it together
 
     prompt: str = ""  # what to make
     negative_prompt: str = ""  # what guidance moves away from, in place of the empty prompt
     prompts: str = ""  # a file with one prompt a line, each a run of its own below the workdir
+    scenes_per_device: Annotated[int, Range(1, 4096)] = 1  # prompts of the file at once on each
     prior: Annotated[Prior | ImageText, Home("dreamjax.priors")] = Toybox()
     """the frozen network that is asked"""
     objective: Annotated[Objective, Home("dreamjax.distill")] = Sds()  # what the scene is to please
@@ -116,16 +123,25 @@ class Dream(Scene, Run):
         """
         if self.prompts:
             return run_prompts(self, workdir, self.HARMLESS)
-        workdir = resolved(workdir)
-        if self.is_complete(workdir):
-            print(f"finished: {self.steps} steps are done and exported in {workdir}")
+        folder = resolved(workdir)
+        if hosts.by_first(lambda: self.is_complete(folder)):
+            if hosts.is_first():
+                print(f"finished: {self.steps} steps are done and exported in {folder}")
             return None
         devices = parallel.devices_for(self.batch_views)
         frozen = self.objective.load(self.prior, Prompt(self.prompt, self.negative_prompt))
-        workdir = self.claim(workdir)
-        state = _distil(self, frozen, workdir, devices)
-        export_all(object3d(self, state, workdir), self.exports, workdir)
+        hosts.by_first(lambda: str(self.claim(folder)))
+        state = _distil(self, frozen, folder, devices)
+
+        def export() -> None:
+            export_all(object3d(self, state, folder), self.exports, folder)
+
+        hosts.by_first(export)
         return None
+
+    def run_all(self, jobs: Iterator[Job]) -> None:
+        """Distil the prompts of `jobs`, so many at once on each of this process's devices."""
+        _distil_all(self, jobs)
 
     def is_complete(self, folder: Path) -> bool:
         """Whether a folder holds all that the run of this task leaves behind.
@@ -145,18 +161,31 @@ class Dream(Scene, Run):
         return same and not failed
 
 
+def _optimizers(task: Dream):
+    """Those of the scene and of what the objective trains."""
+    return task.optimizer.make(task.steps), task.objective_optimizer.make(task.steps)
+
+
+def _start(task: Dream, frozen: Frozen, checkpoints: Checkpoints) -> DreamState:
+    """The state of the newest checkpoint, or the first one."""
+    key = jax.random.key(task.seed)
+    trained = task.objective.init(key, task.prior, frozen)
+    state = init_state(key, task, trained, *_optimizers(task))
+    return checkpoints.restore_latest(state) or state
+
+
 def _distil(task: Dream, frozen: Frozen, workdir: Path, devices) -> DreamState:
     """Take the steps that are left; returns this process's copy of the last state."""
-    base_key = jax.random.key(task.seed)
-    scene_tx = task.optimizer.make(task.steps)
-    objective_tx = task.objective_optimizer.make(task.steps)
-    trained = task.objective.init(base_key, task.prior, frozen)
-    state = init_state(base_key, task, trained, scene_tx, objective_tx)
     checkpoints = Checkpoints(workdir / "checkpoints")
-    state = checkpoints.restore_latest(state) or state
+    state, base_key = _start(task, frozen, checkpoints), jax.random.key(task.seed)
+    if len(set(hosts.gather(int(state.step)))) > 1:
+        raise UserError(
+            f"the processes of this job do not see the same checkpoints: {workdir} must lie on a "
+            "file system that all hosts share"
+        )
     index = parallel.split_indices(task.batch_views, devices)
     state, frozen, base_key = parallel.replicate((state, frozen, base_key), devices)
-    update = make_update(scene_tx, objective_tx)
+    update = make_update(*_optimizers(task))
     ask = make_find_front(task.facing or Facing(), task, cast(Prior, task.prior))
     preview = Views(task.preview_size)
     found: list[Front] = []
@@ -173,12 +202,13 @@ def _distil(task: Dream, frozen: Frozen, workdir: Path, devices) -> DreamState:
             here, mine, key = parallel.first_copy((frozen, state, base_key))
             clock = Clock(step, task.steps)
             front = ask(here, mine.scene.params, clock, jax.random.fold_in(key, task.steps))
+            front = jax.tree.map(jnp.asarray, Front(*hosts.by_first(lambda: _plain(front))))
             found.append(front)
             state = state._replace(front=parallel.replicate(front.turns, devices))
         return compiled(task.phase_at(step))(state, index, frozen, base_key)
 
     def after(done: int, state: DreamState, bar, log) -> None:
-        if task.views_every and done % task.views_every < task.steps_per_dispatch:
+        if hosts.is_first() and _previews(task, done):
             mine = parallel.first_copy(state)
             preview(object3d(task, mine, workdir, done), workdir)
         if done == task.turn > 0:
@@ -198,6 +228,98 @@ def _distil(task: Dream, frozen: Frozen, workdir: Path, devices) -> DreamState:
         compiles_at=(*cuts, task.turn),
     )
     return parallel.first_copy(state)
+
+
+def _plain(front: Front) -> tuple[int, float, float]:
+    return int(front.turns), float(front.gain), float(front.error)
+
+
+def _previews(task: Dream, done: int) -> bool:
+    """Whether views.png is due after so many steps."""
+    return task.views_every > 0 and done % task.views_every < task.steps_per_dispatch
+
+
+class _PromptScene:
+    """One prompt of many, as `train_scenes` takes it to its end."""
+
+    def __init__(self, job: Job, params: PyTree):
+        self._job, self._params = job, params
+        self._task, self._folder = cast(Dream, job.task), job.folder
+
+    def begin(self) -> Beginning:
+        self._job.begin()
+        task, prompt = self._task, Prompt(self._task.prompt, self._task.negative_prompt)
+        frozen = task.objective.load(task.prior, prompt, self._params)
+        self._folder = task.claim(self._folder)
+        checkpoints = Checkpoints(self._folder / "checkpoints", alone=True)
+        state = _start(task, frozen, checkpoints)
+        recorder = Recorder(self._folder, checkpoints, task, int(state.step))
+        return Beginning(state, frozen.embedded, recorder)
+
+    def after(self, done: int, state: Callable[[], DreamState]) -> None:
+        if _previews(self._task, done):
+            result = object3d(self._task, state(), self._folder, done)
+            Views(self._task.preview_size)(result, self._folder)
+
+    def finish(self, state: DreamState) -> None:
+        export_all(object3d(self._task, state, self._folder), self._task.exports, self._folder)
+
+    def ended(self, error: BaseException | None) -> None:
+        self._job.end(error)
+
+
+def _distil_all(task: Dream, jobs: Iterator[Job]) -> None:
+    """Distil many prompts, each on one device of this process, which loads the weights once."""
+    some = list(itertools.islice(jobs, parallel.local_count() * task.scenes_per_device))
+    if not some:
+        return
+    devices = parallel.devices_for_scenes(len(some), task.scenes_per_device)
+    params = task.prior.load()
+    index = jnp.arange(task.batch_views, dtype=jnp.int32)
+    shared = parallel.replicate((index, params, jax.random.key(task.seed)), devices)
+    scenes = (_PromptScene(job, params) for job in itertools.chain(some, jobs))
+    train_scenes(
+        scenes,
+        task,
+        _make_programs(task, devices),
+        shared,
+        devices,
+        task.scenes_per_device,
+        show=("opacity", "grad_norm"),
+    )
+
+
+def _make_programs(task: Dream, devices) -> Callable[[int], list[Callable]]:
+    """What a scene after so many steps is given next: the question for its front, a dispatch."""
+    update = make_update(*_optimizers(task))
+    find_front = make_find_front(task.facing or Facing(), task, cast(Prior, task.prior))
+
+    def compiled(program: Callable) -> Callable:
+        return parallel.pmap_scenes(program, devices, task.scenes_per_device, shared=3)
+
+    @functools.cache
+    def distil(phase: Phase) -> Callable:
+        step = make_sds_step(
+            task, task.prior, task.objective, phase, task.steps, update, parallel.alone
+        )
+        several = parallel.repeat(step, task.steps_per_dispatch)
+
+        def program(state: DreamState, embedded, index, params, key):
+            return several(state, index, Frozen(params, embedded), key)
+
+        return compiled(program)
+
+    @compiled
+    def ask(state: DreamState, embedded, index, params, key):
+        clock, key = Clock(task.turn, task.steps), jax.random.fold_in(key, task.steps)
+        front = find_front(Frozen(params, embedded), state.scene.params, clock, key)
+        return state._replace(front=front.turns), {}
+
+    def programs(done: int) -> list[Callable]:
+        before = [ask] if done == task.turn > 0 else []
+        return [*before, distil(task.phase_at(done))]
+
+    return programs
 
 
 def make_update(scene_tx, objective_tx) -> Callable:

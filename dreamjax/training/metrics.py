@@ -4,6 +4,7 @@ Metrics are mappings from a name to a scalar (array or number). Reading one wait
 both writers take them only when they show or store them.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -11,12 +12,13 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import numpy as np
 from jaxtyping import Float
 
-from dreamjax.workdir import write_text
+from dreamjax.errors import UserError
+from dreamjax.workdir import cannot_write, write_text
 
 LINE_SECONDS = 10.0  # between lines where the output is not a terminal
 RATE_SECONDS = 60.0  # steps/s is taken over about this long
@@ -46,13 +48,15 @@ class Progress:
         start: int = 0,
         show: tuple[str, ...] = ("loss", "opacity", "grad_norm"),
         stream: TextIO | None = None,
+        shown: bool = True,
     ):
         """Begin at `start` finished steps of `total`, showing the metrics named in `show`."""
         self._total, self._show = total, show
         self._stream = stream or sys.stderr
-        self._bar = None
+        self._bar, self._quiet = None, not shown
         # Some terminals (in containers, under `script`) say that they have no columns.
-        if self._stream.isatty() and os.get_terminal_size(self._stream.fileno()).columns > 0:
+        terminal = shown and self._stream.isatty()
+        if terminal and os.get_terminal_size(self._stream.fileno()).columns > 0:
             from tqdm import tqdm
 
             self._bar = tqdm(
@@ -73,6 +77,8 @@ class Progress:
 
     def update(self, step: int, metrics: Mapping[str, Any] | None = None) -> None:
         """Say that `step` steps are finished, with that step's metrics."""
+        if self._quiet:
+            return
         now = time.monotonic()
         every = 0.2 if self._bar is not None else LINE_SECONDS
         if now - self._shown < every and step < self._total and len(self._times) > 1:
@@ -101,6 +107,8 @@ class Progress:
         return f"  {rate:.3g} steps/s  {clock((self._total - step) / rate)} left"
 
     def _say(self, text: str) -> None:
+        if self._quiet:
+            return
         if self._bar is None:
             print(text, file=self._stream, flush=True)
         else:
@@ -108,6 +116,8 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Print a line of its own, above the bar."""
+        if self._quiet:
+            return
         if self._bar is None:
             print(text, file=self._stream, flush=True)
         else:
@@ -130,46 +140,108 @@ class Progress:
 class Log:
     """TensorBoard events under `workdir/events`, and the scalars in `workdir/metrics.jsonl`."""
 
-    def __init__(self, workdir: str | Path, start: int = 0):
-        """Go on from `start` finished steps: what a stopped run logged beyond is superseded."""
-        from tensorboardX import SummaryWriter
+    def __init__(self, workdir: str | Path, start: int = 0, writes: bool = True):
+        """Go on from `start` finished steps: what a stopped run logged beyond is superseded.
+
+        What it `writes` not, another process does.
+        """
+        self._writer = None
+        if not writes:
+            return
+        # Its usual writer has a thread of its own, from which a full disk cannot be told.
+        from tensorboardX.event_file_writer import EventsWriter
 
         self._path = Path(workdir) / "metrics.jsonl"
         kept = [row for row in read_history(workdir) if row["step"] <= start]
         write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._writer = SummaryWriter(
-            str(Path(workdir) / "events"), purge_step=start + 1 if start else None
-        )
+        events = Path(workdir) / "events"
+        try:
+            events.mkdir(exist_ok=True)
+            self._writer = EventsWriter(str(events / "events"))
+        except OSError as error:
+            raise cannot_write(events, error) from error
+        if start:  # TensorBoard drops what is logged from this step on
+            event = _event(start + 1)
+            event.session_log.status = event.session_log.START
+            self._write(event)
+
+    def _write(self, event: Any) -> None:
+        assert self._writer is not None
+        try:
+            self._writer.write_event(event)
+            self._writer.flush()
+        except OSError as error:
+            raise cannot_write(self._path.with_name("events"), error) from error
 
     def scalars(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Store the metrics of one step."""
+        if self._writer is None:
+            return
         # Neither TensorBoard's protocol nor JSON has a place for NaN: such a point is left out.
         values = {name: v for name, v in scalars(metrics).items() if np.isfinite(v)}
+        event = _event(step)
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": int(step), **values}) + "\n")
+            event.summary.value.add(tag=name, simple_value=value)
+        self._write(event)
+        try:
+            with self._path.open("a") as file:
+                file.write(json.dumps({"step": int(step), **values}) + "\n")
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
 
     def image(self, step: int, name: str, rgb: Float[np.ndarray, "height width 3"]) -> None:
         """Store a picture with values in [0, 1]."""
+        if self._writer is None:
+            return
+        from tensorboardX.summary import image
+
         pixels = np.clip(np.asarray(rgb, np.float32) * 255 + 0.5, 0, 255).astype(np.uint8)
-        self._writer.add_image(name, pixels, step, dataformats="HWC")
-        self._writer.flush()
+        event = _event(step)
+        event.summary.CopyFrom(image(name, pixels, dataformats="HWC"))
+        self._write(event)
 
     def close(self) -> None:
         """Finish the files."""
-        self._writer.close()
+        if self._writer is not None:
+            # What could be written is; this must not take the place of what went wrong before.
+            with contextlib.suppress(OSError):
+                self._writer.close()
+
+
+def _event(step: int) -> Any:
+    """An empty event of TensorBoard's."""
+    from tensorboardX.proto import event_pb2
+
+    protocol: Any = event_pb2  # its names are made at run time
+    return protocol.Event(step=int(step), wall_time=time.time())
 
 
 def read_history(workdir: str | Path) -> list[dict[str, float]]:
-    """Return the scalars logged so far, a mapping a step with its `step`; empty where none are."""
+    """Return the scalars logged so far, a mapping a step with its `step`; empty where none are.
+
+    What is no number, or no row of a step, is left out, as a line is that was half-written when the
+    run was stopped. Raises UserError where the file cannot be read.
+    """
     path = Path(workdir) / "metrics.jsonl"
+    try:
+        text = path.read_text("utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     rows = []
-    for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []:
+    for line in text.splitlines():
         try:
             row = json.loads(line)
-        except ValueError:  # a line half-written when the run was stopped
+        except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
+        if isinstance(row, dict) and type(row.get("step")) is int and 0 <= row["step"] < 2**63:
+            rows.append({name: value for name, value in row.items() if _is_number(value)})
     return rows
+
+
+def _is_number(value: object) -> bool:
+    try:
+        return type(value) in (int, float) and bool(np.isfinite(float(cast(float, value))))
+    except OverflowError:  # a whole number that no float can hold
+        return False

@@ -6,10 +6,14 @@ the leading device axis of `batch`, with state and `shared` the same everywhere.
 device runs the same code. Since every item of a batch draws from its own global index, and shares
 are of equal size, the result does not depend on the number of devices but for rounding.
 
+Many scenes are the same state with a leading axis of scenes: `pmap_scenes` maps a step over it, so
+many to each of this process's devices, and no device waits for another.
+
 `mean` under `pmap` turns per-device gradients into the gradient of the global mean. What is
 returned without it is one device's value, silently.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,6 +39,11 @@ def gather(tree):
     return jax.lax.all_gather(tree, AXIS, tiled=True)
 
 
+def alone(tree):
+    """Return `tree`: what `mean` is to a step whose batch lies whole on its device."""
+    return tree
+
+
 def devices_for(items: int) -> Devices:
     """Return the devices that a batch of `items` is spread over, in global order.
 
@@ -53,6 +62,16 @@ def devices_for(items: int) -> Devices:
         return tuple(devices)
     count = max(d for d in range(1, len(devices) + 1) if items % d == 0)
     return tuple(devices[:count])
+
+
+def local_count() -> int:
+    """Return how many devices this process has."""
+    return jax.local_device_count()
+
+
+def devices_for_scenes(scenes: int, each: int) -> Devices:
+    """Return this process's devices, no more than scenes need of which each holds so many."""
+    return tuple(jax.local_devices()[: math.ceil(scenes / each)])
 
 
 def local_rows(devices: Devices) -> np.ndarray:
@@ -148,6 +167,62 @@ def pmap(step: Callable, devices: Devices, shared: int = 1) -> Callable:
         devices=None if jax.process_count() > 1 else list(devices),
         donate_argnums=0,
     )
+
+
+def pmap_scenes(step: Callable, devices: Devices, each: int, shared: int) -> Callable:
+    """Compile `step(state, own, *shared) -> (state, metrics)` over scenes, `each` a device.
+
+    What comes out is called with (states, own, here, *shared). Leaves of states, of `own` (what
+    else differs from scene to scene) and of metrics lead with [devices, each]. Scenes that are not
+    `here`, bool [devices, each], stay as they are; their metrics say nothing. States are donated.
+    """
+
+    def one_device(states, own, here, *same):
+        def one(state, own):
+            return step(state, own, *same)
+
+        if each == 1:  # not left to vmap: the same program as that of a scene alone
+            here = here[0]
+            lanes = jax.tree.map(lambda x: x[0], (states, own))
+            after, metrics = jax.tree.map(lambda x: x[None], one(*lanes))
+        else:
+            after, metrics = jax.vmap(one)(states, own)
+
+        def chosen(new, old):
+            return jnp.where(here.reshape(here.shape + (1,) * (new.ndim - here.ndim)), new, old)
+
+        return jax.tree.map(chosen, after, states), metrics
+
+    return jax.pmap(
+        one_device,
+        axis_name=AXIS,
+        in_axes=(0, 0, 0, *([None] * shared)),
+        devices=list(devices),
+        donate_argnums=0,
+    )
+
+
+def make_put_scene(devices: Devices) -> Callable:
+    """Return `put(scenes, scene, here) -> scenes`: `scene` in the one place that is `here`."""
+
+    def put(scenes, scene, here):
+        def chosen(old, new):
+            return jnp.where(here.reshape(here.shape + (1,) * (old.ndim - 1)), new, old)
+
+        return jax.tree.map(chosen, scenes, scene)
+
+    return jax.pmap(put, in_axes=(0, None, 0), devices=list(devices), donate_argnums=0)
+
+
+def scene_at(scenes, place: tuple[int, int]):
+    """Return the scene at (device, number on it), on its device."""
+    device, lane = place
+
+    def at(x):
+        local = x.addressable_data(device)
+        return local.reshape(-1, *x.shape[2:])[lane]
+
+    return jax.tree.map(at, scenes)
 
 
 def first_copy(tree):

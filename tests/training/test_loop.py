@@ -80,18 +80,66 @@ def test_ctrl_c_saves_and_the_rest_is_taken_later(tmp_path, capsys):
     assert (int(state.step), float(state.total["sum"])) == (8, 28.0)
 
 
-def test_a_run_of_which_every_step_is_skipped_fails(tmp_path):
-    def skipping(step, state):
-        state, metrics = take(step, state)
-        return state, metrics | {"skipped_in_row": step + 1}
+def skipping(*skipped):
+    """A step that says of those of these numbers that they were not finite."""
 
+    def step(number, state):
+        state, metrics = take(number, state)
+        row = 0
+        while number - row in skipped:
+            row += 1
+        return state, metrics | {"skipped_in_row": row}
+
+    return step
+
+
+@pytest.mark.parametrize(
+    "steps, skipped, says, kept",
+    [
+        (5, range(5), "5 steps in a row up to step 5 .* the very first did", None),
+        (100, range(100), "20 steps in a row up to step 20 .* goes on from step 0", None),
+        (100, range(82, 100), "18 .* lower optimizer.learning_rate .* from step 50", 50),
+        (100, [99], "1 steps in a row up to step 100 .* goes on from step 75", 75),
+        (100, range(30, 100), "20 steps in a row up to step 50 .* goes on from step 0", None),
+    ],
+)
+def test_a_run_whose_steps_go_wrong_fails_and_keeps_a_good_state(
+    tmp_path, steps, skipped, says, kept
+):
+    run = Run(steps=steps, log_every=1, checkpoint_every=25)
+    run.claim(tmp_path)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    with pytest.raises(UserError, match="5 steps in a row up to step 5"):
-        train(skipping, START, tmp_path, checkpoints, Run(steps=5, log_every=0), show=())
+    with pytest.raises(UserError, match=says):
+        train(skipping(*skipped), START, tmp_path, checkpoints, run, show=())
+    assert checkpoints.latest_step() == kept
+    assert "steps in a row" in (tmp_path / "failed.txt").read_text()
+    # Other settings may help; a run that gets further is again one run.
+    better = Run(steps=steps, log_every=1, checkpoint_every=25, seed=7)
+    better.claim(tmp_path)
+    train(take, checkpoints.restore_latest(START) or START, tmp_path, checkpoints, better, show=())
+    assert not (tmp_path / "failed.txt").exists() and checkpoints.latest_step() == steps
+    with pytest.raises(UserError, match="seed is 7 there and 0 here"):
+        run.claim(tmp_path)
+
+
+def test_a_few_skipped_steps_only_put_a_checkpoint_off(tmp_path, capsys):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=9)
+    run = Run(steps=8, log_every=0, checkpoint_every=3)
+    train(skipping(2, 3), START, tmp_path, checkpoints, run, show=())
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["5", "6", "8"]
+    # Nor does Ctrl-C save such a state.
+    step = skipping(2, 3)
+
+    def interrupted(number, state):
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(number, state)
+
+    checkpoints = Checkpoints(tmp_path / "other")
+    with pytest.raises(KeyboardInterrupt):
+        train(interrupted, START, tmp_path, checkpoints, run, show=())
     assert checkpoints.latest_step() is None
-    # In a long one, it is told when it is next logged.
-    with pytest.raises(UserError, match="20 steps in a row up to step 20"):
-        train(skipping, START, tmp_path, checkpoints, Run(steps=50, log_every=5), show=())
+    assert "step 4 was not saved" in capsys.readouterr().out
 
 
 def test_the_bar_says_when_a_program_is_compiled(tmp_path, monkeypatch):
@@ -100,8 +148,8 @@ def test_the_bar_says_when_a_program_is_compiled(tmp_path, monkeypatch):
     class Spoken(Progress):
         """The bar, written to where it can be read."""
 
-        def __init__(self, total, start, show):
-            super().__init__(total, start, show, stream=out)
+        def __init__(self, total, start, show, shown):
+            super().__init__(total, start, show, out, shown)
 
     monkeypatch.setattr(loop, "Progress", Spoken)
     state = START._replace(step=np.int32(2))
