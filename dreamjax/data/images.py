@@ -4,15 +4,20 @@ Images are whole numbers 0..levels-1, [N, H, W, C]; `to_x` brings them to [-1, 1
 drawn by the caller, so a batch is a function of the step alone and a resumed run sees the same.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int, Integer
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from dreamjax.errors import UserError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
+MOST_PIXELS = 8192 * 8192
+TOO_MANY = ": expected at most 8192 x 8192"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,13 +80,39 @@ def whole(name: str, images: np.ndarray, levels: int) -> np.ndarray:
 def read_image(path: str | Path, size: int, mode: str = "RGB") -> np.ndarray:
     """The middle square of an image file, uint8 [size, size, 3] (or, as "L", [size, size]).
 
-    Raises UserError where it cannot be read.
+    It is turned as its EXIF says; 16 bits a channel are scaled to 8; what is transparent lies over
+    white; of an animation it is the first frame. Raises UserError where it cannot be read.
     """
     try:
-        with Image.open(path) as image:
-            return squared(image.convert(mode), size)
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"cannot read the image {path}: {error}") from error
+        if not Path(path).is_file():  # opening a pipe would wait for ever
+            raise OSError("it is no file" if Path(path).exists() else "there is no such file")
+        Image.init()  # with `formats` only what has been loaded is known
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise OSError(f"it is {image.width} x {image.height} pixels{TOO_MANY}")
+            return squared(_opaque(image).convert(mode), size)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UserError(f"cannot read the image {path}: it is too large{TOO_MANY}") from error
+    except Exception as error:  # Pillow's decoders raise whatever they meet
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"cannot read the image {path}: {reason}") from error
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """An image upright, 8 bits a channel, over white; raises OSError for other numbers."""
+    with contextlib.suppress(Exception):  # an EXIF that cannot be read turns nothing
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise OSError("it holds real numbers: expected 8 or 16 bits a channel")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise OSError("it holds 32 bits a channel: expected 8 or 16")
+        return Image.fromarray(np.round(values / 257.0).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image
 
 
 def squared(image: Image.Image, size: int) -> np.ndarray:

@@ -1,7 +1,11 @@
 """Labelled images: digits, folders, TFDS sets, the toybox, and what is refused."""
 
 import io
+import os
+import struct
 import sys
+import zlib
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 import pytest
@@ -9,8 +13,8 @@ from PIL import Image
 
 from dreamjax.config import choose, replaced
 from dreamjax.data.digits import Digits
-from dreamjax.data.folder import Folder
-from dreamjax.data.images import in_memory, to_x, whole
+from dreamjax.data.folder import Folder, are_held_out, classes_of
+from dreamjax.data.images import in_memory, read_image, to_x, whole
 from dreamjax.data.tfds import Tfds
 from dreamjax.data.toybox_pictures import ToyboxPictures
 from dreamjax.errors import UserError
@@ -85,18 +89,111 @@ def test_a_folder_that_will_not_do(folder):
     (folder / "empty").mkdir()
     with pytest.raises(UserError, match="no images"):
         Folder(dir=str(folder / "empty"), size=4).load("train")
-    for path in folder.glob("*/*.png"):
-        path.write_bytes(path.read_bytes()[:40])
-    data = Folder(dir=str(folder), size=4).load("train")
-    with pytest.raises(UserError, match="cannot read the image .*png"):
-        data.rows(np.array([0]))
+    Image.new("RGB", (8, 8)).save(folder / "empty" / "one.gif")
+    with pytest.raises(UserError, match="there are 1 images .*: expected at least 2"):
+        Folder(dir=str(folder / "empty"), size=4).load("train")
 
 
-def test_an_image_beside_class_folders_is_told(folder):
-    for number in range(20):
-        Image.new("RGB", (8, 8)).save(folder / f"{number}.png")
-    with pytest.raises(UserError, match=r"the image \d+.png lies beside folders that are classes"):
-        Folder(dir=str(folder), size=4).load("train")
+def big_png() -> bytes:
+    """A PNG of 30000 x 30000 pixels without its pixels."""
+    parts = {b"IHDR": struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0), b"IDAT": b""}
+    chunks = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in parts.items()
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize(
+    "spoil, says",
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-30]), "truncated"),
+        (lambda path: path.write_bytes(big_png()), "too large: expected at most 8192 x 8192"),
+        (lambda path: path.write_bytes(b"%!PS-Adobe-3.0 EPSF"), "cannot identify"),
+        (lambda path: (path.unlink(), os.mkfifo(path)), "it is no file"),
+        (lambda path: (path.unlink(), path.symlink_to("nowhere")), "there is no such file"),
+    ],
+    ids=["truncated", "large", "another kind", "pipe", "link to nothing"],
+)
+def test_an_image_that_cannot_be_read_is_told_before_training(tmp_path, spoil, says):
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        noise = rng.integers(0, 256, (24, 24, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{number}.png")
+    data = Folder(dir=str(tmp_path), size=8)
+    trained = {split: data.load(split).count for split in ("train", "held_out")}
+    assert sum(trained.values()) == 12
+    spoil(tmp_path / "7.png")
+    with pytest.raises(UserError, match=f"cannot read the image .*7.png: .*{says}") as error:
+        [data.load(split) for split in ("train", "held_out")]
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_image_is_counted_and_left_out(folder, capsys):
+    for place in ("1.png", "2.gif", "red/._5.png", ".trash/3.png", "__MACOSX/red/._6.png"):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(folder / place)
+    (folder / "blue" / "x.png").mkdir()
+    (folder / "red" / "notes.txt").write_text("red")
+    train, held_out = (Folder(dir=str(folder), size=4).load(s) for s in ("train", "held_out"))
+    assert train.classes == ("blue", "red") and train.count + held_out.count == 60
+    line = f"{folder}: {train.count} images to train on, {held_out.count} held out; skipped "
+    printed = capsys.readouterr().out
+    assert printed.startswith(line) and printed.count("\n") == 1
+    for part in ("3 hidden", "1 folders named as images", "2 beside the folders of classes"):
+        assert part in printed
+
+
+def test_a_small_folder_holds_one_out(tmp_path, capsys):
+    """Of 30 pictures named 000.bmp to 029.bmp none was by its checksum, and they were refused."""
+    for number in range(30):
+        Image.new("L", (8, 8)).save(tmp_path / f"{number:03}.bmp")
+    counts = [Folder(dir=str(tmp_path), size=4).load(s).count for s in ("train", "held_out")]
+    assert counts == [29, 1] and "29 images to train on, 1 held out" in capsys.readouterr().out
+    for count in (2, 3):
+        for first in range(40):
+            kept = are_held_out([Path(f"{first + i}.png") for i in range(count)])
+            assert any(kept) and not all(kept)
+
+
+def test_folders_of_classes_on_windows():
+    here = [PurePosixPath(p) for p in ("a/1.png", "a/b/2.png", "c/3.png")]
+    there = [PureWindowsPath(p) for p in ("a\\1.png", "a\\b\\2.png", "c\\3.png")]
+    assert classes_of(here) == classes_of(there) == ("a", "c")
+    assert are_held_out(here) == are_held_out(there)
+
+
+def test_images_are_read_as_they_are_meant(tmp_path):
+    """Turned by EXIF, 16 bits scaled, transparency over white, first frames, other formats."""
+    upright = np.zeros((8, 8, 3), np.uint8)
+    upright[:4], upright[4:] = (250, 0, 0), (0, 0, 250)
+    turned = Image.fromarray(np.rot90(upright).copy())  # a quarter to the left; EXIF turns it back
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "exif.jpg", exif=exif, quality=95, subsampling=0)
+    assert np.abs(read_image(tmp_path / "exif.jpg", 8).astype(int) - upright).max() < 30
+    grey = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    for name in ("grey.png", "grey.tif"):
+        Image.fromarray(grey).save(tmp_path / name)
+        found = read_image(tmp_path / name, 8)
+        np.testing.assert_array_equal(found[..., 1], np.round(grey / 257.0))
+    glass = np.zeros((8, 8, 4), np.uint8)
+    glass[..., 0], glass[..., 3] = 200, np.repeat([0, 128, 255, 255], 2)[:, None]
+    Image.fromarray(glass).save(tmp_path / "glass.png")
+    share = glass[..., 3:] / 255.0
+    expected = share * [200, 0, 0] + (1 - share) * 255
+    assert np.abs(read_image(tmp_path / "glass.png", 8) - expected).max() <= 1.0
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    assert (read_image(tmp_path / "moving.gif", 8) == [255, 0, 0]).all()
+    palette = Image.fromarray(upright).quantize(4)
+    palette.save(tmp_path / "clear.png", transparency=int(np.asarray(palette)[0, 0]))
+    np.testing.assert_array_equal(read_image(tmp_path / "clear.png", 8)[0, 0], 255)
+    Image.fromarray(upright).save(tmp_path / "rgb.tiff")
+    np.testing.assert_array_equal(read_image(tmp_path / "rgb.tiff", 8), upright)
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "real.tif")
+    with pytest.raises(UserError, match="it holds real numbers"):
+        read_image(tmp_path / "real.tif", 8)
 
 
 def test_a_folder_takes_the_digits_place_from_the_command_line(folder):
