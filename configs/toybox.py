@@ -32,7 +32,7 @@ def get_config() -> Dream:
             blob=Blob(strength=6.0, width=0.3),
             contrast=Contrast(power=Ramp(1.0, 4.0, (0.6, 14 / 15)), pivot=8.0),  # against haze
         ),
-        renderer=Renderer(radius=1.1, variance=Ramp(5e-2, 6e-3, EARLY)),
+        renderer=Renderer(samples=12, cells=32, radius=1.1, variance=Ramp(5e-2, 6e-3, EARLY)),
         light=Light(textureless=0.15),
         penalties=(
             Orientation(Ramp(0.08, 8.0, EARLY)),

@@ -19,7 +19,7 @@ from dreamjax.clock import Clock
 from dreamjax.distill.objective import Frozen, Objective
 from dreamjax.scene.camera import Camera, sample_camera
 from dreamjax.scene.rays import Rays, camera_rays
-from dreamjax.scene.render import Rendering, render_rays
+from dreamjax.scene.render import Rendering, render_rays, renderer_guide
 from dreamjax.scene.scene import Scene, init_scene, matter_at
 from dreamjax.scene.shading import Shading, sample_shading
 from dreamjax.scene.views import Views
@@ -157,15 +157,17 @@ def make_sds_step(
     """
 
     def loss_fn(params, trained, shot, frozen, key, clock):
+        matter, variance = matter_at(scene, params, clock), scene.renderer.variance(clock)
         seen = render_rays(
-            matter_at(scene, params, clock),
+            matter,
             shot.rays,
             shot.keys[:, 1],
-            scene.renderer.variance(clock),
+            variance,
             shot.shading,
             jnp.zeros(3),
             scene.renderer,
             with_normals=phase.lit,
+            guide=renderer_guide(matter, scene.renderer, variance),
         )
         rgb, views = before_backgrounds(scene, params, shot, seen)
         losses = objective.loss(prior, frozen, trained, rgb, views, key, clock, phase.cheap)

@@ -1,8 +1,9 @@
 """Volume rendering of matter along rays (NeRF; mip-NeRF eq. 1-3; DreamFusion section 3.1).
 
-A ray is cut into `samples` intervals between where it enters and leaves the scene's sphere; each
-has a density, an albedo and a compositing weight w_i = T_i alpha_i. `dist` is distance along a ray
-in scene units. A normal is the direction against the gradient of density, so it points outwards.
+A ray is cut into `samples` intervals between where it enters and leaves the scene's sphere, evenly
+or where a coarse grid of density says that there is something to see (`scene.guide`); each has a
+density, an albedo and a compositing weight w_i = T_i alpha_i. `dist` is distance along a ray in
+scene units. A normal is the direction against the gradient of density, so it points outwards.
 
 Normals are found, and light is computed, only at the `normal_samples` intervals of largest weight
 on each ray. What the other intervals add to the colour is lit by the weighted mean light of these,
@@ -22,6 +23,7 @@ from dreamjax.clock import Ramp
 from dreamjax.errors import UserError
 from dreamjax.scene.camera import Camera
 from dreamjax.scene.encoding import conical_frustum_gaussian, isotropic
+from dreamjax.scene.guide import Guide, guided_density, invert, make_guide, proposal
 from dreamjax.scene.matter import MatterFn
 from dreamjax.scene.ranges import BothEnds
 from dreamjax.scene.rays import Rays, camera_rays, intersect_sphere
@@ -30,6 +32,10 @@ from dreamjax.settings import Range, settings
 
 # Of density per unit length, per unit length: below it a normal shrinks with the gradient.
 SMALLEST_GRADIENT = 1e-4
+# Optical thickness on the guiding grid below which a ray goes through nothing.
+THIN_AIR = 1e-5
+# Optical thickness of a bin of the grid that counts at most: a surface may lie some bins further.
+THICKEST_BIN = 0.4
 
 
 @settings
@@ -40,9 +46,13 @@ class Renderer:
     miss it are skipped, and nothing is kept for the gradient but what a chunk begins with. On a CPU
     that halves the time of a step, and the memory stays small at any size; 0 takes all rays at
     once, which suits an accelerator with memory to spare.
+
+    With `cells` > 0, a ray's intervals are drawn from a grid of the density, so many cells a side,
+    made anew at each step, and rays through nothing are skipped: 12 samples are worth 32 even ones.
     """
 
     samples: Annotated[int, Range(1, 1024)] = 32  # intervals of a ray inside the sphere
+    cells: Annotated[int, Range(0, 256)] = 0  # a side of the grid that guides samples; 0: even ones
     normal_samples: Annotated[int, Range(1, 1024)] = 4  # of them with normals: the heaviest
     radius: Annotated[float, Range(0.01, 100.0)] = 1.0  # of the scene's sphere, in scene units
     frustum: bool = False  # Gaussians of the rays' cones in place of `variance`
@@ -81,11 +91,13 @@ def interval_edges(
     far: Float[Array, "*batch"],
     samples: int,
     jitter: Float[Array, "*batch inner"] | None,
+    cdf: Float[Array, "*batch bins"] | None = None,
 ) -> Float[Array, "*batch edges"]:
     """Ends of `samples` intervals that together cover [near, far].
 
     With `jitter`, uniform in [0, 1) of shape [..., samples - 1], each inner end is drawn from the
-    space of one interval around its even place (stratified); without it they are even.
+    space of one interval around its even place (stratified); without it they are even. With `cdf`
+    they are so in shares of what it is the distribution of (`guide.proposal`), not of length.
     """
     inner = jnp.arange(1, samples, dtype=jnp.float32)
     inner = jnp.broadcast_to(inner, (*near.shape, samples - 1))
@@ -93,6 +105,8 @@ def interval_edges(
         inner = inner + jitter - 0.5
     ends = jnp.zeros((*near.shape, 1)), jnp.full((*near.shape, 1), samples, jnp.float32)
     fraction = jnp.concatenate([ends[0], inner, ends[1]], axis=-1) / samples
+    if cdf is not None:
+        fraction = invert(cdf, fraction)
     return near[..., None] * (1.0 - fraction) + far[..., None] * fraction
 
 
@@ -147,6 +161,7 @@ def render_rays(
     renderer: Renderer,
     *,
     with_normals: bool = True,
+    guide: Guide | None = None,
 ) -> Rendering:
     """Render a batch of rays of any shape [...].
 
@@ -155,7 +170,7 @@ def render_rays(
     draws what it would draw alone. `lam` is the isotropic variance, `renderer.variance` at some
     time, not used with `renderer.frustum`. `background_rgb` broadcasts against the rays.
     `with_normals=False` shows albedo whatever the shading says, with normals and orientation zero,
-    and saves their cost.
+    and saves their cost. With `guide` (`renderer_guide`), intervals are drawn from there.
 
     Raises ValueError for neither `lam` nor the frustum.
     """
@@ -180,17 +195,42 @@ def render_rays(
     rays = Rays(*(leaf.reshape(count, *leaf.shape[len(batch) :]) for leaf in rays))
     shading = Shading(flat(shading.light_position, 1), *(flat(leaf, 0) for leaf in shading[1:]))
     near, far, hit = intersect_sphere(rays.origin, rays.direction, renderer.radius)
+    cdf = None
+    if guide is not None:
+        cdf, thickness = _propose(guide, rays, near, far)
+        hit = hit & (thickness > THIN_AIR)
 
     def march(args):
         return _march(matter_fn, *args, lam=lam, renderer=renderer, with_normals=with_normals)
 
-    args = rays, near, far, hit, jitter, shading
+    args = rays, near, far, hit, jitter, cdf, shading
     if renderer.chunk and count > renderer.chunk:
         seen = _skip_missing(march, args, hit, renderer.chunk)
     else:
         seen = march(args)
     seen = jax.tree.map(lambda leaf: leaf.reshape(*batch, *leaf.shape[1:]), seen)
     return seen._replace(rgb=seen.rgb + (1.0 - seen.opacity[..., None]) * background_rgb)
+
+
+def renderer_guide(
+    matter_fn: MatterFn, renderer: Renderer, lam: Float[Array, ""] | None
+) -> Guide | None:
+    """The grid that `renderer` asks for, None for even samples; `lam` as in `render_rays`."""
+    if not renderer.cells:
+        return None
+    if lam is None:  # the variance of a uniform point in a cell
+        lam = jnp.float32((2.0 * renderer.radius / renderer.cells) ** 2 / 12.0)
+    return make_guide(matter_fn, renderer.cells, renderer.radius, lam)
+
+
+def _propose(guide, rays, near, far):
+    """(the distribution to draw intervals from, the optical thickness on the grid) of each ray."""
+    bins = 2 * guide.density.shape[0]
+    edges = interval_edges(near, far, bins, None)
+    tau = guided_density(guide, rays, near, far, bins) * jnp.diff(edges, axis=-1)
+    seen = jnp.minimum(tau, THICKEST_BIN)
+    weights, _ = compositing_weights(seen, jnp.arange(bins + 1.0))
+    return proposal(weights), jnp.sum(tau, axis=-1)
 
 
 def _skip_missing(march, args, hit, chunk):
@@ -214,9 +254,9 @@ def _skip_missing(march, args, hit, chunk):
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[back], seen)
 
 
-def _march(matter_fn, rays, near, far, hit, jitter, shading, *, lam, renderer, with_normals):
+def _march(matter_fn, rays, near, far, hit, jitter, cdf, shading, *, lam, renderer, with_normals):
     """Render a flat batch of rays [R] over black."""
-    dist_edges = interval_edges(near, far, renderer.samples, jitter)
+    dist_edges = interval_edges(near, far, renderer.samples, jitter, cdf)
     if renderer.frustum:
         mean, var = conical_frustum_gaussian(rays, dist_edges)
     else:
@@ -277,6 +317,7 @@ def render_image(
     [..., 3] to rgb.
     """
     rays = camera_rays(camera, size)
+    guide = renderer_guide(matter_fn, renderer, lam)
     count = size * size
     chunk = min(chunk, count)
     padding = -count % chunk
@@ -290,7 +331,15 @@ def render_image(
         rays, behind = args
         behind = background(rays.direction) if callable(background) else behind
         return render_rays(
-            matter_fn, rays, None, lam, shading, behind, renderer, with_normals=with_normals
+            matter_fn,
+            rays,
+            None,
+            lam,
+            shading,
+            behind,
+            renderer,
+            with_normals=with_normals,
+            guide=guide,
         )
 
     behind = None
