@@ -11,8 +11,8 @@ from dreamjax.settings import Real, ShareSpan, settings
 class Clock(NamedTuple):
     """How far a run is: `step` finished steps of `total`."""
 
-    step: Int[Array, ""] | int
-    total: int
+    step: int | Int[Array, ""]
+    total: int | Int[Array, ""]
 
     @property
     def fraction(self) -> Float[Array, ""]:

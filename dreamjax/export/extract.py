@@ -186,7 +186,7 @@ def vertex_normals(
 
 def _drop_small_parts(
     vertices: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"], min_part: float
-) -> tuple[Int[np.ndarray, "F 3"], int]:
+) -> tuple[Int[np.ndarray, "kept 3"], int]:
     """The faces of all parts with at least `min_part` of the volume, and the number of parts."""
     count, part = _parts(faces, len(vertices))
     volumes = np.bincount(part, _face_volumes(vertices, faces), count)
@@ -195,14 +195,14 @@ def _drop_small_parts(
 
 def _compact(
     vertices: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"]
-) -> tuple[Float[np.ndarray, "V 3"], Int[np.ndarray, "F 3"]]:
+) -> tuple[Float[np.ndarray, "used 3"], Int[np.ndarray, "F 3"]]:
     used, faces = np.unique(faces, return_inverse=True)
     return vertices[used], faces.reshape(-1, 3).astype(np.int32)
 
 
 def _decimate(
     vertices: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"], max_faces: int
-) -> tuple[Float[np.ndarray, "V 3"], Int[np.ndarray, "F 3"]]:
+) -> tuple[Float[np.ndarray, "fewer_V 3"], Int[np.ndarray, "fewer_F 3"]]:
     """At most `max_faces` faces if the mesh stays closed, in as many parts and of equal volume."""
     if len(faces) <= max_faces:
         return vertices, faces

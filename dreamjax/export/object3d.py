@@ -4,9 +4,10 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Array, Float, Num, UInt8
 
 from dreamjax.errors import UserError
 from dreamjax.export.chunks import in_chunks
@@ -57,7 +58,7 @@ class Object3D:
     record: Record = dataclasses.field(default=Record(), repr=False)
 
     def query(
-        self, points: Float[np.ndarray, "*batch 3"]
+        self, points: Num[Array | np.ndarray, "*batch 3"] | Sequence[Any]
     ) -> tuple[Float[np.ndarray, "*batch"], Float[np.ndarray, "*batch 3"]]:
         """Density [...] (0 outside the sphere) and sRGB albedo [..., 3] at points [..., 3].
 

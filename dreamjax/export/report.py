@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from dreamjax.export.object3d import Object3D
 from dreamjax.settings import settings
@@ -136,7 +139,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def flatten(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+def flatten(settings: Mapping[Any, object], prefix: str = "") -> dict[str, object]:
     """Nested mappings, and lists of them, as one level of dotted names.
 
     A mapping in a list is named by its place: {"a": [{"b": 1}]} is {"a.0.b": 1}. Other lists are
@@ -187,7 +190,9 @@ def _views(page: Page) -> str:
 src="{_data_url("image/png", page.views)}"></section>"""
 
 
-def _curve(name: str, steps: Sequence[int], values: Sequence[float]) -> str:
+def _curve(
+    name: str, steps: Sequence[int] | np.ndarray, values: Sequence[float] | np.ndarray
+) -> str:
     """One curve as an inline drawing; logarithmic where the values span more than two decades."""
     points = [(s, float(v)) for s, v in zip(steps, values, strict=True) if math.isfinite(v)]
     if not points:

@@ -47,7 +47,7 @@ class ShampooState(NamedTuple):
     """The momentum, and S_i of each axis of each block of each parameter in its leaves' order."""
 
     momentum: PyTree
-    statistics: tuple[tuple[tuple[Float[Array, "d d"], ...], ...], ...]
+    statistics: tuple[tuple[tuple[Float[Array, "_ _"], ...], ...], ...]
 
 
 def scale_by_shampoo(
@@ -174,7 +174,7 @@ def _product(a: Float[Array, "n d d"], b: Float[Array, "n d d"]) -> Float[Array,
     return jnp.matmul(a, b, precision=HIGHEST)
 
 
-def precondition(g: Float[Array, "..."], roots: tuple[Float[Array, "d d"], ...]) -> Array:
+def precondition(g: Float[Array, "..."], roots: tuple[Float[Array, "_ _"], ...]) -> Array:
     """`g` multiplied by P_i along each axis i."""
     for p in roots:  # each product moves its axis to the end, so that the last restores the order
         g = jnp.tensordot(g, p, axes=(0, 0), precision=HIGHEST)

@@ -128,6 +128,7 @@ def test_the_wrong_formulas_in_circulation_fail():
     assert abs(process.x0_from_eps(schedule, x_t, t, eps) - wrong)[0] > 0.1
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     "function",
     [
@@ -158,6 +159,7 @@ def test_shapes_and_timesteps_that_do_not_fit(function):
         assert np.isnan(both[1](linear(10), x, jnp.array([0, wrong]), x)[1]).all()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_the_posterior_of_shapes_that_do_not_fit():
     x = jnp.zeros((2, 3))
     with pytest.raises(UserError, match=r"x_0 \[2, 3\], x_t \[1, 3\], t \[2\]"):

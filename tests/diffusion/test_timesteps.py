@@ -104,8 +104,12 @@ def test_second_moment_against_lists(jit):
             root = np.sqrt([np.mean(np.square(row)) for row in lists])
             np.testing.assert_allclose(p, 0.999 * root / root.sum() + 0.001 / 6, rtol=1e-5)
     assert min(map(len, lists)) == 3  # the second branch was reached
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_losses_of_another_number_than_t():
     with pytest.raises(UserError, match=r"losses \[1\], t \[2\]"):
-        update(memory, jnp.array([0, 1]), jnp.ones(1))
+        remember(second_moment(6), jnp.array([0, 1]), jnp.ones(1))
 
 
 @pytest.mark.parametrize("jit", [False, True])

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from dreamjax.clock import Clock, Ramp
-from dreamjax.distill.objective import Losses
+from dreamjax.distill.objective import Frozen, Losses
 from dreamjax.distill.step import Phase, Trained, init_state, make_sds_step
 from dreamjax.scene.backgrounds.backdrops import Backdrops
 from dreamjax.scene.backgrounds.learned import Learned
@@ -111,7 +111,7 @@ def shown(index, front=0, at=0, bias=9.0, contrast=None, lit=False, **changes):
     phase = Phase(size=12, lit=lit, cheap=True)
     step = make_sds_step(scene, None, Watch(), phase, 20, keep, lambda tree: tree)
     state = first_state(scene, at, front)
-    after, metrics = jax.jit(step)(state, jnp.asarray(index), None, jax.random.key(1))
+    after, metrics = jax.jit(step)(state, jnp.asarray(index), Frozen({}, {}), jax.random.key(1))
     assert int(after.front) == front and int(after.step) == at + 1 and metrics["cheap"] == 1.0
     return np.asarray(metrics["rgb"]), metrics["views"]
 
@@ -215,7 +215,7 @@ def raw_gradients(penalties, lit, at=1, total=4, trained=None):
     phase = Phase(size=8, lit=lit)
     step = make_sds_step(scene, None, Silent(), phase, total, update, lambda tree: tree)
     state = first_state(scene, at, trained=trained)
-    after, metrics = jax.jit(step)(state, jnp.arange(2), None, jax.random.key(1))
+    after, metrics = jax.jit(step)(state, jnp.arange(2), Frozen({}, {}), jax.random.key(1))
     return jax.tree.leaves(after.scene.params), after.objective.params, metrics
 
 

@@ -33,14 +33,16 @@ def test_what_is_seen_is_counted(monkeypatch):
     }
 
     def read(pictures, probe):
-        return SimpleNamespace(labels=probes.Labels(*map(np.array, said[int(pictures[0])])))
+        return SimpleNamespace(labels=probes.Labels(*map(np.array, said[int(pictures.flat[0])])))
 
     monkeypatch.setattr(probes, "read", read)
     # 4 pixels of 10 are empty, 1 half transparent, 5 opaque.
-    opacity = np.array([0.0, 0.02, 0.1, 0.05, 0.5, 0.91, 0.95, 1.0, 1.0, 1.0])
-    numbers = [np.full(8, i) for i in range(4)]
+    opacity = [0.0, 0.02, 0.1, 0.05, 0.5, 0.91, 0.95, 1.0, 1.0, 1.0]
+    opacity = np.tile(opacity, 20).reshape(8, 5, 5)
+    numbers = [np.full((8, 5, 5, 3), float(i)) for i in range(4)]
+    probe = probes.Shipped(probes.make_config(), {}, {})
     field = dreams.Seen(numbers[0], numbers[1], opacity)
-    counts, looks = dreams.score_views(field, (numbers[2], numbers[3]), HOUSE, None)
+    counts, looks = dreams.score_views(field, (numbers[2], numbers[3]), HOUSE, probe)
     assert counts == {
         "kind": Count(8, 8),
         "first": Count(8, 8),

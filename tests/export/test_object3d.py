@@ -44,6 +44,7 @@ def test_query_takes_any_number_of_points_in_chunks_of_one_size():
     assert set(shapes) == {((CHUNK, 3), "float32")}
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("points", [np.zeros((4, 2)), 1.0, [[0, 0, np.nan]]])
 def test_query_refuses_what_is_no_point(thing, points):
     with pytest.raises(UserError, match="points must be finite"):
@@ -61,6 +62,7 @@ def test_render_shows_the_front_ball_where_it_is(thing):
     assert side[32, column].argmax() == 2 and side[32, 63 - column].min() == 255
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("name", "value"),
     [("size", v) for v in (0, -1, 10**6, 8.5)]

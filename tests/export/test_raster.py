@@ -11,7 +11,7 @@ from dreamjax.export.raster import render_mesh
 def ball(centre=(0.0, 0.0, 0.0), radius=0.5, color=(1.0, 0.0, 0.0), detail=4):
     shape = trimesh.creation.icosphere(detail)
     vertices = shape.vertices * radius + np.asarray(centre)
-    colors = np.broadcast_to(np.asarray(color), vertices.shape)
+    colors = np.broadcast_to(np.asarray(color, np.float64), vertices.shape)
     return Mesh(vertices, shape.faces, shape.vertices, colors)
 
 

@@ -38,6 +38,7 @@ def test_frames_are_taken_one_by_one(tmp_path, decode):
     np.testing.assert_allclose(again, [0, 40, 80, 120, 160], atol=6)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_what_is_no_video_is_a_clear_error(tmp_path):
     with pytest.raises(UserError, match="uint8 frames"):
         write_video(tmp_path / "a.mp4", np.zeros((2, 8, 8, 3)))
