@@ -37,12 +37,25 @@ class Descent:
         self, direction: optax.GradientTransformation, total_steps: int
     ) -> optax.GradientTransformation:
         """Return what clips, follows `direction` and decays, in a run of `total_steps` steps."""
-        parts = [optax.clip_by_global_norm(self.clip_norm)] if self.clip_norm > 0 else []
-        parts.append(direction)
+        parts = [_clipped(direction, self.clip_norm) if self.clip_norm > 0 else direction]
         if self.weight_decay > 0:
             parts.append(optax.add_decayed_weights(self.weight_decay, _is_matrix))
         parts.append(optax.scale_by_learning_rate(self.rate(total_steps)))
         return optax.chain(*parts)
+
+
+def _clipped(direction: optax.GradientTransformation, norm: float) -> optax.GradientTransformation:
+    """`direction` of a clipped gradient, with no state beside its own.
+
+    So a checkpoint made without clipping can be gone on with.
+    """
+    clip = optax.clip_by_global_norm(norm)
+
+    def update(updates, state, params=None):
+        clipped, _ = clip.update(updates, optax.EmptyState())
+        return direction.update(clipped, state, params)
+
+    return optax.GradientTransformation(direction.init, update)
 
 
 def _is_matrix(params: PyTree) -> PyTree:

@@ -1,22 +1,24 @@
 """Adam, and Shampoo as DreamFusion used it; both skip steps that are not finite.
 
-Gradients are never repaired: a step whose loss or gradient is not finite leaves the parameters and
-the optimizer alone and is counted in the optimizer's state, so the counts are part of a checkpoint.
+Gradients are never repaired: a step whose loss, gradient or change is not finite leaves the
+parameters and the optimizer alone and is counted in the optimizer's state, so the counts are part
+of a checkpoint.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from dreamjax.errors import UserError
 from dreamjax.settings import Positive, Range, Share, settings
 from dreamjax.training.descent import Descent
 from dreamjax.training.shampoo import SMALLEST_EPS, scale_by_shampoo
 
-SKIPPED_IN_ROW = 20  # steps in a row that may be skipped before the run is stopped
+SKIPPED_IN_ROW = 20  # steps in a row that may not be skipped: the run is stopped
 Decay = Annotated[float, Range(0.0, 1.0, below=True)]  # of a running mean; 0 keeps nothing
 
 
@@ -67,13 +69,15 @@ class Shampoo(Descent):
 class SkipState(NamedTuple):
     """The inner optimizer's state, and how many steps were skipped."""
 
-    inner: optax.OptState
+    inner: PyTree
     skipped: Int[Array, ""]
     skipped_in_row: Int[Array, ""]
 
 
 def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Wrap `inner` so that its `update(..., ok=bool)` does nothing but count where `ok` is false.
+
+    So it does where what `inner` makes of the gradient is not finite.
 
     optax's `apply_if_finite` sees only the gradient, and gives in after a number of errors.
     """
@@ -84,6 +88,7 @@ def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransfo
 
     def update(updates, state, params=None, *, ok: Array):
         new_updates, new_inner = inner.update(updates, state.inner, params)
+        ok = ok & jnp.isfinite(optax.tree.norm(new_updates))
         new_updates = jax.tree.map(lambda u: jnp.where(ok, u, jnp.zeros_like(u)), new_updates)
         new_inner = jax.tree.map(lambda new, old: jnp.where(ok, new, old), new_inner, state.inner)
         miss = jnp.where(ok, 0, 1).astype(jnp.int32)
@@ -119,15 +124,6 @@ def apply_gradients(
     return params, state, metrics
 
 
-def check_skipped(metrics, step: int, limit: int = SKIPPED_IN_ROW) -> None:
-    """Stop a run of which `limit` steps in a row were skipped; `metrics` may be stacked over steps.
-
-    Metrics without the count are let through. Raises UserError.
-    """
-    in_row = int(jnp.max(jnp.asarray(metrics.get("skipped_in_row", 0))))
-    if in_row >= limit:
-        raise UserError(
-            f"{in_row} steps in a row up to step {step} had a loss or gradient that is not finite: "
-            "lower optimizer.learning_rate or set optimizer.clip_norm; JAX_DEBUG_NANS=True names "
-            "the first operation that made a NaN"
-        )
+def skipped_in_row(metrics: Mapping[str, Any]) -> Int[np.ndarray, " steps"]:
+    """How many steps in a row up to each had been skipped; 0 where metrics do not say."""
+    return np.atleast_1d(np.asarray(metrics.get("skipped_in_row", 0)))

@@ -1,11 +1,14 @@
 """What every task that trains has in common: its seed, its steps, and what happens when."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 from dreamjax.errors import UserError
 from dreamjax.settings import Count, Every, Range, Seed, settings
 from dreamjax.workdir import CONFIG_FILE, claim, resolved, stored_task
+
+FAILED = "failed.txt"  # why the run went wrong; there until it has a newer checkpoint
 
 
 @settings
@@ -38,14 +41,17 @@ class Run:
     def claim(self, workdir: str | Path) -> Path:
         """Claim `workdir` for this run and return it, as `workdir.claim` does.
 
-        A run of fewer steps is gone on with, and what that means is said.
+        A run of fewer steps is gone on with, and what that means is said. One that has gone wrong
+        may be tried again with other settings, its prompt aside.
         """
         workdir = resolved(workdir)
         stored = stored_task(workdir) if (workdir / CONFIG_FILE).exists() else None
         before = stored.steps if isinstance(stored, type(self)) else self.steps
         more = ("steps",) if before < self.steps else ()
+        if (workdir / FAILED).exists():
+            more = tuple(field.name for field in dataclasses.fields(self) if field.name != "prompt")
         claim(workdir, self, (*self.HARMLESS, *more))
-        if more:
+        if before < self.steps:
             print(
                 f"going on to {self.steps} steps with a run of {before}: the learning rate and all "
                 f"else that changes goes by fractions of the run, so at step {before} it stands "

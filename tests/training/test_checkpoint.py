@@ -1,13 +1,14 @@
 """Exact resume, and checkpoints that are damaged or of another architecture."""
 
 import gc
+import subprocess
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamjax.errors import UserError
+from dreamjax.errors import FullDisk, UserError
 from dreamjax.training.checkpoint import Checkpoints
 from dreamjax.training.optimizer import Adam, apply_gradients
 from dreamjax.training.state import init_state
@@ -112,10 +113,58 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, how, capsys)
     checkpoints = Checkpoints(tmp_path)
     state = checkpoints.restore_latest(init_state(params, TX))
     assert state.step == 10
-    assert "damaged checkpoint 20" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert told.startswith("set aside the damaged checkpoint 20: ") and told.count("\n") == 1
+    assert "Dense_0" in told and len(told) < 300
     assert (tmp_path / "20.damaged").is_dir()
     checkpoints.save(20, state._replace(step=jnp.int32(20)))  # the step can be reached again
     assert checkpoints.restore_latest(state).step == 20
+
+
+JUNK = {"empty": b"", "list": b"[]", "null": b"null", "binary": b"\xff\x00" * 40}
+NOTES = ["_CHECKPOINT_METADATA", "state/_METADATA", "checksums/metadata", "state/manifest.ocdbt"]
+
+
+@pytest.mark.parametrize("name", NOTES)
+@pytest.mark.parametrize("how", JUNK)
+def test_whatever_is_damaged_is_told_in_one_line(tmp_path, name, how, capfd):
+    state = {"front": jnp.int32(0), "w": jnp.arange(3.0)}
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, {**state, "front": jnp.int32(step)})
+    checkpoints.close()
+    (tmp_path / "2" / name).write_bytes(JUNK[how])
+    found = Checkpoints(tmp_path).restore_latest(state)
+    gc.collect()
+    err = capfd.readouterr().err
+    if name == "_CHECKPOINT_METADATA":  # nothing that counts is in it
+        assert (found["front"], err) == (2, "")
+        return
+    assert found["front"] == 1 and err.count("\n") == 1 and len(err) < 300
+    assert err.startswith("set aside the damaged checkpoint 2: ")
+    assert any(why in err for why in ("cannot be read", "is missing"))
+
+
+def test_a_full_disk_is_told_and_leaves_nothing_behind(tmp_path, capfd):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a file system of few bytes cannot be mounted here")
+    try:
+        checkpoints, kernel = Checkpoints(disk / "run"), np.random.default_rng(0).random((500, 500))
+        state = {"w": jnp.asarray(kernel, jnp.float32)}
+        (disk / "ballast").write_bytes(bytes(1_600_000))
+        checkpoints.save(1, state)
+        with pytest.raises(FullDisk, match="^no space left to write the checkpoint .*run/2$"):
+            checkpoints.save(2, state)
+        assert [p.name for p in (disk / "run").iterdir()] == ["1"]
+        (disk / "ballast").unlink()
+        checkpoints.save(2, state)
+        assert_same_bits(Checkpoints(disk / "run").restore_latest(state), state)
+        assert capfd.readouterr().err == ""
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_no_readable_checkpoint_is_an_error_and_stays_one(tmp_path):

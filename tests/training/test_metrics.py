@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dreamjax.errors import FullDisk, UserError
 from dreamjax.training import metrics
 from dreamjax.training.metrics import Log, Progress, clock, read_history
 
@@ -86,7 +87,16 @@ def test_a_resumed_log_drops_what_comes_after_its_start(tmp_path):
     log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('[]\nnull\n7\n{"loss": 1.0}\n')  # nobody's rows
+        for step in ('"20"', "true", "-1", "1.5", "NaN", "1" * 5000, "9" * 30, "null", "[20]"):
+            file.write(f'{{"step": {step}, "loss": 7.0}}\n')
+        file.write("[" * 100_000 + "\n")
+        rest = '"loss": NaN, "seconds": Infinity, "a": "b", "c": null, "d": [1], "e": true'
+        file.write(f'{{"step": 21, {rest}, "f": 1{"0" * 400}, "g": 2}}\n')
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'\xff\xfe{"step": 22}\n')
+    with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 40, "lo')  # a write that was cut off
+    assert read_history(tmp_path)[3:] == [{"step": 21, "g": 2}]
     log = Log(tmp_path, start=20)
     log.scalars(25, {"loss": 1.0})
     log.close()
@@ -96,6 +106,25 @@ def test_a_resumed_log_drops_what_comes_after_its_start(tmp_path):
         {"step": 25, "loss": 1.0},
     ]
     assert list((tmp_path / "events").iterdir())
+
+
+def test_files_that_cannot_be_are_told(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match="cannot read .*metrics.jsonl: Is a directory"):
+        read_history(tmp_path)
+    (tmp_path / "metrics.jsonl").rmdir()
+    (tmp_path / "events").write_text("mine")
+    with pytest.raises(UserError, match="cannot write .*events"):
+        Log(tmp_path)
+
+
+def test_a_log_that_cannot_be_written_is_told_and_closes(tmp_path):
+    log = Log(tmp_path)
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(FullDisk, match="no space left to write .*metrics.jsonl"):
+        log.scalars(1, {"loss": 1.0})
+    log.close()
 
 
 def test_events_can_be_read_back(tmp_path):
