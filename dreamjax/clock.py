@@ -20,11 +20,6 @@ class Clock(NamedTuple):
         return jnp.clip(jnp.asarray(self.step, jnp.float32) / self.total, 0.0, 1.0)
 
 
-def finished(total: int) -> Clock:
-    """The clock at the end of a run of `total` steps."""
-    return Clock(total, total)
-
-
 @settings
 class Ramp:
     """A value that moves linearly from `start` to `end` while the run goes through `over`."""

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamjax.clock import Clock, Ramp, finished
+from dreamjax.clock import Clock, Ramp
 from dreamjax.scene.density import LARGEST_LOG_DENSITY, Blob, Contrast, Density, truncated_exp
 
 RNG = np.random.default_rng(6)
 MEAN = RNG.uniform(-0.6, 0.6, size=(64, 3))
 LOG_DENSITY = RNG.normal(size=64)
-END = finished(100)
+END = Clock(100, 100)
 
 
 def found(density, clock=END):

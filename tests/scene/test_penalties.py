@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamjax.clock import Clock, Ramp, finished
+from dreamjax.clock import Clock, Ramp
 from dreamjax.scene.camera import orbit
 from dreamjax.scene.matter import Matter
 from dreamjax.scene.penalties import Entropy, Opacity, Orientation, Smoothness, Transmittance
@@ -19,7 +19,7 @@ from dreamjax.scene.render import Renderer, Rendering, facing_away, render_rays
 from dreamjax.scene.shading import Shading
 
 RNG = np.random.default_rng(2)
-END = finished(100)
+END = Clock(100, 100)
 
 
 def seen(**leaves):

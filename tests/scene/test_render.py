@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamjax.clock import finished
+from dreamjax.clock import Clock
 from dreamjax.scene import render
 from dreamjax.scene.camera import orbit
 from dreamjax.scene.density import Density
@@ -98,7 +98,7 @@ def rays():
 
 
 def network_matter(params):
-    return matter_fn(FIELD, Density(), params, finished(1))
+    return matter_fn(FIELD, Density(), params, Clock(1, 1))
 
 
 @pytest.fixture(scope="module")
