@@ -28,7 +28,7 @@ import dreamjax
 from dreamjax import config as config_lib
 from dreamjax.devices import warn_of_unused_plugin
 from dreamjax.errors import FullDisk, UserError
-from dreamjax.settings import is_settings
+from dreamjax.settings import is_settings, is_text
 from dreamjax.streams import keep_going
 from dreamjax.training.compilation import keep_compiled
 from dreamjax.training.interrupt import stoppable
@@ -80,16 +80,26 @@ def load_config(spec: str) -> Any:
         task = module.get_config(*([argument] if argument else []))
     except SyntaxError as error:
         raise UserError(f"{path}, line {error.lineno}: {error.msg}") from error
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too: nothing has run
         # The innermost line that lies in the config file itself is the user's.
         frames = traceback.extract_tb(error.__traceback__)
         lines = [f.lineno for f in frames if f.filename == module_spec.origin]
         place = f", line {lines[-1]}" if lines else ""
-        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        raise UserError(f"{path}{place}: {kind}{error}") from error
+        raise UserError(f"{path}{place}: {_in_words(error)}") from error
     if not is_settings(task) or not hasattr(task, "run"):
         raise UserError(f"{path}: get_config() must return a task, as dreamjax.tasks.dream.Dream")
     return task
+
+
+def _in_words(error: BaseException) -> str:
+    """An error of a config file; those that are not worded for the user with their kind."""
+    try:
+        text = str(error)
+    except Exception:  # what an exception says of itself is the user's code too
+        text = ""
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
 def parse(args: Sequence[str]) -> tuple[Any, str | None]:
@@ -112,6 +122,9 @@ def parse(args: Sequence[str]) -> tuple[Any, str | None]:
 
 def override(task: Any, args: Sequence[str]) -> Any:
     """The task with `--config.PATH=VALUE` arguments applied, parts first, then values."""
+    for arg in args:
+        if not is_text(arg):
+            raise UserError(f"an argument is no UTF-8 text: {ascii(arg)[:200]}")
     task, rest = _override_parts(task, list(args))
     for arg in rest:
         _check_argument(arg, task)

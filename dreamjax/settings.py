@@ -149,6 +149,9 @@ def convert(hint: Any, value: Any, name: str) -> Any:
                 number = math.inf if value > 0 else -math.inf
             if not math.isnan(number):
                 return number
+    elif hint is str:
+        if isinstance(value, str) and is_text(value):
+            return value
     elif isinstance(hint, type) and isinstance(value, hint):
         if not (hint is int and isinstance(value, bool)):
             return value
@@ -158,6 +161,14 @@ def convert(hint: Any, value: Any, name: str) -> Any:
         except UserError as error:
             raise UserError(f"{name} is {value}: {str(error).partition(': ')[2]}") from error
     raise UserError(f"{name} is {short(value)}: expected {expected(hint)}")
+
+
+def is_text(value: str) -> bool:
+    """Whether a string can be written down; one of bytes that are no UTF-8 cannot."""
+    try:
+        return bool(value.encode()) or not value
+    except UnicodeEncodeError:
+        return False
 
 
 @functools.cache

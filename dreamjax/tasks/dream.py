@@ -152,8 +152,8 @@ class Dream(Scene, Run):
             manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
             exports = [manifest["exports"][name] for name in part_names(self.exports)]
             failed = any("error" in export for export in exports)
-            stored = manifest["settings"]
-        except (OSError, ValueError, LookupError, TypeError):
+            stored = dict(manifest["settings"])
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             return False
         mine = json.loads(dumps(self))
         free = set(self.HARMLESS) - {"exports", "surface"}
