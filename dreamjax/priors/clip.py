@@ -80,15 +80,8 @@ class Clip:
 
         Raises UserError for what cannot be had, is damaged, or is no CLIP of vision transformers.
         """
-        size = self.image_size
         _ = self.normalisation  # what is wrong with it is told before the tensors are read
-        shapes = jax.eval_shape(
-            CLIP(self.config).init,
-            jax.random.key(0),
-            jnp.zeros((1, size, size, 3)),
-            jnp.zeros((1, 1), jnp.int32),
-        )
-        return published.load(self.folder, shapes["params"])
+        return published.load(self.folder, _shapes_of(self.config))
 
     def embed(self, params: PyTree, prompt: Prompt) -> Float[Array, " p"]:
         """The feature of the prompt's text; runs on the host.
@@ -125,6 +118,14 @@ class Clip:
         images = (rgb - jnp.array(mean)) / jnp.array(std)
         found = CLIP(self.config).apply({"params": params}, images, method="image_features")
         return unit(cast(Array, found))
+
+
+@functools.lru_cache(maxsize=4)
+def _shapes_of(config: CLIPConfig) -> PyTree:
+    size = config.vision.image_size
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    return jax.eval_shape(CLIP(config).init, jax.random.key(0), images, ids)["params"]
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -166,7 +166,7 @@ class Encoder(nn.Module):
     config: VAEConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b h8 w8 2z"]:
+    def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b h8 w8 z2"]:
         """Map [B, H, W, 3] to two channels for each of the latents'."""
         config = self.config
         width = config.block_out_channels[0]
