@@ -28,7 +28,9 @@ class Guide(NamedTuple):
     radius: Float[Array, ""]
 
 
-def make_guide(matter_fn: MatterFn, cells: int, radius: float, lam: Float[Array, ""]) -> Guide:
+def make_guide(
+    matter_fn: MatterFn, cells: int, radius: float, lam: float | Float[Array, ""]
+) -> Guide:
     """Look at the middle of each of `cells`^3 cells of [-radius, radius]^3, with variance `lam`."""
     middle = radius * (2.0 * np.arange(cells) + 1.0 - cells) / cells
     points = np.stack(np.meshgrid(middle, middle, middle, indexing="ij"), axis=-1).reshape(-1, 3)

@@ -213,7 +213,7 @@ def render_rays(
 
 
 def renderer_guide(
-    matter_fn: MatterFn, renderer: Renderer, lam: Float[Array, ""] | None
+    matter_fn: MatterFn, renderer: Renderer, lam: float | Float[Array, ""] | None
 ) -> Guide | None:
     """The grid that `renderer` asks for, None for even samples; `lam` as in `render_rays`."""
     if not renderer.cells:
