@@ -288,7 +288,10 @@ def test_no_tokenizer_or_a_broken_one(whole, tmp_path):
         token_ids(tmp_path, ["a"], 5)
     (tmp_path / "vocab.json").write_text("{")
     (tmp_path / "merges.txt").write_text("")
-    with pytest.raises(UserError, match="cannot read the tokenizer"):
+    with pytest.raises(UserError, match="holds no tokenizer_config.json, nor special_tokens_map"):
+        token_ids(tmp_path, ["a"], 5)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(UserError, match="cannot read "):
         token_ids(tmp_path, ["a"], 5)
     clip = Clip(weights=str(whole[0]))
     params = clip.load()
