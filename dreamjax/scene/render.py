@@ -111,7 +111,7 @@ def interval_edges(
 
 
 def compositing_weights(
-    density: Float[Array, "*batch samples"], dist_edges: Float[Array, "*batch edges"]
+    density: Float[Array, "*batch samples"], dist_edges: Float[Array, "*#batch edges"]
 ) -> tuple[Float[Array, "*batch samples"], Float[Array, "*batch"]]:
     """Weights w_i = exp(-sum_{j<i} tau_j) (1 - exp(-tau_i)), and opacity = 1 - exp(-sum tau).
 

@@ -51,7 +51,7 @@ def test_what_is_seen_is_counted(monkeypatch):
         "view": Count(5, 8),
         "geometry": Count(4, 8),
         "faces": Count(2, 6),
-        "solid": Count(5, 6),
+        "solid": Count(5 * 20, 6 * 20),
         "mesh_object": Count(5, 8),
         "mesh_geometry": Count(3, 8),
     }
