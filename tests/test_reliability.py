@@ -251,7 +251,8 @@ def command(*args, timeout=600, **environment):
         env=env, capture_output=True, timeout=timeout,
     )  # fmt: skip
     err = done.stderr.decode(errors="replace").splitlines()
-    return done.returncode, [line for line in err if not line.startswith("step ")], done.stdout
+    progress = ("step ", "the turntable: ", "the mesh's grid: ")
+    return done.returncode, [line for line in err if not line.startswith(progress)], done.stdout
 
 
 def check_refused(status, err):
@@ -352,7 +353,7 @@ def test_kills_cost_no_bit(tiny, undisturbed, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("free", [0, 8_000, 60_000, 200_000, 350_000])
+@pytest.mark.parametrize("free", [0, 8_000, 200_000])
 def test_a_full_disk_costs_no_bit(tiny, undisturbed, tmp_path, free):
     disk = tmp_path / "disk"
     disk.mkdir()
