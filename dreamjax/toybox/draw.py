@@ -156,7 +156,7 @@ def draw_form(key: Key[Array, ""], usual: Array, textureless: Array, plain: floa
 
 
 def draw_example(
-    key: Key[Array, ""], size: int, split: int = TRAIN, draws: Draws = AS_USUAL
+    key: Key[Array, ""], size: int, split: int | Int[Array, ""] = TRAIN, draws: Draws = AS_USUAL
 ) -> Example:
     """Draw object, colours, camera, light, backdrop and caption, and take the picture.
 

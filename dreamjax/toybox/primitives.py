@@ -26,7 +26,9 @@ class Primitive(NamedTuple):
     size: Float[Array, "4"]
     part: int
 
-    def moved(self, scale: float, offset: Sequence[float]) -> "Primitive":
+    def moved(
+        self, scale: float | Float[Array, ""], offset: Sequence[float | Float[Array, ""]]
+    ) -> "Primitive":
         """The primitive scaled about the origin, then shifted."""
         center = self.center * scale + jnp.stack([jnp.asarray(v, jnp.float32) for v in offset])
         return self._replace(center=center, size=self.size * scale)

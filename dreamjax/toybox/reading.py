@@ -36,7 +36,7 @@ class Reading(NamedTuple):
     labels: Int[Array, "*b 4"]
 
 
-def draw_reading(key: Key[Array, ""], split: int = TRAIN) -> Reading:
+def draw_reading(key: Key[Array, ""], split: int | Int[Array, ""] = TRAIN) -> Reading:
     """A caption as `draw_example` words it; what it leaves open is a class of its own.
 
     The second colour of "a snowman" is the usual one: the words decide it as well as if they named

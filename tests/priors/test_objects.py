@@ -164,8 +164,10 @@ def test_sizes_that_do_not_fit_are_refused():
 
 def views(azimuth, elevation, lit, textureless) -> Views:
     azimuth, elevation = jnp.array(azimuth), jnp.array(elevation)
-    camera = Camera(None, None, None, azimuth, elevation)
-    return Views(camera, jnp.arange(len(azimuth)), jnp.array(lit), jnp.array(textureless))
+    count = len(azimuth)
+    unknown = jnp.zeros((count, 3)), jnp.zeros((count, 3, 3)), jnp.zeros(count)
+    camera = Camera(*unknown, azimuth, elevation)
+    return Views(camera, jnp.arange(count), jnp.array(lit), jnp.array(textureless))
 
 
 def test_as_a_prior_it_tells_the_network_each_view(tmp_path, net_and_params):
