@@ -219,7 +219,7 @@ def renderer_guide(
     if not renderer.cells:
         return None
     if lam is None:  # the variance of a uniform point in a cell
-        lam = jnp.float32((2.0 * renderer.radius / renderer.cells) ** 2 / 12.0)
+        lam = (2.0 * renderer.radius / renderer.cells) ** 2 / 12.0
     return make_guide(matter_fn, renderer.cells, renderer.radius, lam)
 
 
