@@ -30,6 +30,7 @@ from dreamjax.devices import warn_of_unused_plugin
 from dreamjax.errors import FullDisk, UserError
 from dreamjax.settings import is_settings, is_text
 from dreamjax.streams import keep_going
+from dreamjax.training import hosts
 from dreamjax.training.compilation import keep_compiled
 from dreamjax.training.interrupt import stoppable
 from dreamjax.workdir import cannot_write, slug
@@ -287,6 +288,9 @@ def _run(args: list[str]) -> int:
     task, workdir = parse(args)
     if not workdir:
         raise UserError("--workdir is missing: name the directory that the run writes to")
+    hosts.start()  # before anything starts the devices
+    if hosts.count() > 1 and not getattr(task, "MANY_HOSTS", False):
+        raise UserError(f"{type(task).__name__} runs in one process, not in {hosts.count()}")
     warn_of_unused_plugin()
     task.run(workdir)
     return 0
@@ -300,7 +304,16 @@ def _fail(error: UserError) -> int:
 def cli() -> None:
     """The command `dreamjax`."""
     keep_going()
-    sys.exit(main(sys.argv))
+    try:
+        status = main(sys.argv)
+    except BaseException:
+        if hosts.count() > 1:
+            traceback.print_exc()
+            hosts.leave(1)
+        raise
+    if status:
+        hosts.leave(status)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from dreamjax.many import Job, run_prompts
 from dreamjax.priors.base import Prior, Prompt
 from dreamjax.priors.toybox import Toybox
 from dreamjax.scene.camera import middle_camera
+from dreamjax.scene.matter import Matter
 from dreamjax.scene.render import Rendering
 from dreamjax.scene.scene import Scene, look, matter_at
 from dreamjax.scene.shading import headlight
@@ -174,6 +175,13 @@ def _start(task: Dream, frozen: Frozen, checkpoints: Checkpoints) -> DreamState:
     return checkpoints.restore_latest(state) or state
 
 
+def make_program(task: Dream, phase: Phase, devices) -> Callable:
+    """A dispatch of one scene, its views spread over devices, as `parallel.pmap` compiles it."""
+    update = make_update(*_optimizers(task))
+    step = make_sds_step(task, task.prior, task.objective, phase, task.steps, update, parallel.mean)
+    return parallel.pmap(parallel.repeat(step, task.steps_per_dispatch), devices, shared=2)
+
+
 def _distil(task: Dream, frozen: Frozen, workdir: Path, devices) -> DreamState:
     """Take the steps that are left; returns this process's copy of the last state."""
     checkpoints = Checkpoints(workdir / "checkpoints")
@@ -185,17 +193,13 @@ def _distil(task: Dream, frozen: Frozen, workdir: Path, devices) -> DreamState:
         )
     index = parallel.split_indices(task.batch_views, devices)
     state, frozen, base_key = parallel.replicate((state, frozen, base_key), devices)
-    update = make_update(*_optimizers(task))
     ask = make_find_front(task.facing or Facing(), task, cast(Prior, task.prior))
     preview = Views(task.preview_size)
     found: list[Front] = []
 
     @functools.cache
     def compiled(phase: Phase) -> Callable:
-        step = make_sds_step(
-            task, task.prior, task.objective, phase, task.steps, update, parallel.mean
-        )
-        return parallel.pmap(parallel.repeat(step, task.steps_per_dispatch), devices, shared=2)
+        return make_program(task, phase, devices)
 
     def take(step: int, state: DreamState):
         if step == task.turn > 0:
@@ -281,7 +285,7 @@ def _distil_all(task: Dream, jobs: Iterator[Job]) -> None:
     train_scenes(
         scenes,
         task,
-        _make_programs(task, devices),
+        make_programs(task, devices),
         shared,
         devices,
         task.scenes_per_device,
@@ -289,7 +293,7 @@ def _distil_all(task: Dream, jobs: Iterator[Job]) -> None:
     )
 
 
-def _make_programs(task: Dream, devices) -> Callable[[int], list[Callable]]:
+def make_programs(task: Dream, devices) -> Callable[[int], list[Callable]]:
     """What a scene after so many steps is given next: the question for its front, a dispatch."""
     update = make_update(*_optimizers(task))
     find_front = make_find_front(task.facing or Facing(), task, cast(Prior, task.prior))
@@ -353,6 +357,12 @@ def _picture(scene: Scene, params, front, clock, azimuth, elevation, size: int) 
     return look(scene, params, clock, azimuth, elevation, size, light, white, front)
 
 
+@functools.partial(jax.jit, static_argnames="scene")
+def _matter(scene: Scene, params, front, clock, points: Float[Array, "n 3"]) -> Matter:
+    variance = scene.renderer.variance(clock)
+    return matter_at(scene, params, clock, front)(points, jnp.full((1, 3), variance))
+
+
 def picture(
     task: Dream, state: DreamState, step: int, azimuth: float, elevation: float, size: int
 ) -> Rendering:
@@ -366,15 +376,10 @@ def picture(
 def object3d(task: Dream, state: DreamState, folder: Path, step: int | None = None) -> Object3D:
     """The object that the run in `folder` has at a step, by default at its end."""
     clock = Clock(task.steps if step is None else step, task.steps)
-    variance = float(task.renderer.variance(clock))
-
-    @jax.jit
-    def query(points):
-        matter = matter_at(task, state.scene.params, clock, state.front)
-        return matter(points, jnp.full((1, 3), variance, jnp.float32))
 
     def matter(points):
-        found = query(jnp.asarray(points, jnp.float32))
+        points = jnp.asarray(points, jnp.float32)
+        found = _matter(task.scene, state.scene.params, state.front, clock, points)
         return np.asarray(found.density), np.asarray(found.albedo)
 
     facts = {"front found at": f"{90 * int(state.front)} degrees"} if task.facing else {}

@@ -78,6 +78,9 @@ def start(environ: Mapping[str, str] = os.environ) -> None:
 
     if jax.distributed.is_initialized():
         return
+    if hasattr(jax.config, "jax_enable_preemption_service"):
+        # It would take SIGTERM for itself.
+        jax.config.update("jax_enable_preemption_service", False)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a missing package is told by the error below
