@@ -3,11 +3,14 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if hasattr(signal, "SIGHUP"):  # under nohup, tests and what they start would not hear it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # Tests that run the same task twice compile it once.
     cache = tempfile.mkdtemp(prefix="dreamjax-tests-")

@@ -124,7 +124,7 @@ def _grey(values: Float[np.ndarray, "V H W"]) -> Float[np.ndarray, "V H W 3"]:
     return np.repeat(values[..., None], 3, axis=-1)
 
 
-def _enlarge(image: UInt8[np.ndarray, "H W 3"], tile: int) -> Image.Image:
+def _enlarge(image: UInt8[np.ndarray, "H W channels"], tile: int) -> Image.Image:
     picture = Image.fromarray(np.broadcast_to(image, (*image.shape[:2], 3)))
     factor = tile / min(picture.size)
     size = (round(picture.width * factor), round(picture.height * factor))

@@ -60,7 +60,11 @@ class Model(Protocol):
         ...
 
     def encode(
-        self, params: PyTree, rgb: Float[Array, "b h w 3"], key: Key[Array, ""], cheap: bool = False
+        self,
+        params: PyTree,
+        rgb: Float[Array, "b h w channels"],
+        key: Key[Array, ""],
+        cheap: bool = False,
     ) -> Float[Array, "b h2 w2 c"]:
         """z_0 of images of any size, differentiable in rgb; `key` is for priors that draw.
 
@@ -165,7 +169,11 @@ class NetPrior:
         return self.net.embed_texts(params, texts)
 
     def encode(
-        self, params: PyTree, rgb: Float[Array, "b h w 3"], key: Key[Array, ""], cheap: bool = False
+        self,
+        params: PyTree,
+        rgb: Float[Array, "b h w channels"],
+        key: Key[Array, ""],
+        cheap: bool = False,
     ) -> Float[Array, "b h2 w2 c"]:
         """z_0 of images of any size; see `Model.encode`."""
         return self.net.encode(params, rgb, key, cheap)
@@ -183,7 +191,9 @@ class NetPrior:
         return self.net.predict(params, z_t, t, condition)
 
 
-def encode_pixels(rgb: Float[Array, "b h w 3"], image_size: int) -> Float[Array, "b s s 3"]:
+def encode_pixels(
+    rgb: Float[Array, "b h w channels"], image_size: int
+) -> Float[Array, "b s s channels"]:
     """`Model.encode` of a pixel prior: resized bilinearly (smoothed when shrunk), then [-1, 1]."""
     batch, height, width, channels = rgb.shape
     if (height, width) != (image_size, image_size):

@@ -103,8 +103,12 @@ class ClassNet:
         return jnp.asarray([numbers[text] for text in texts], jnp.int32)
 
     def encode(
-        self, params: PyTree, rgb: Float[Array, "b h w 3"], key: Key[Array, ""], cheap: bool = False
-    ) -> Float[Array, "b s s 3"]:
+        self,
+        params: PyTree,
+        rgb: Float[Array, "b h w channels"],
+        key: Key[Array, ""],
+        cheap: bool = False,
+    ) -> Float[Array, "b s s channels"]:
         """Pixels brought to `image_size` and to [-1, 1]; nothing is drawn, and nothing cheaper."""
         return encode_pixels(rgb, self.image_size)
 

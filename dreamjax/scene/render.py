@@ -52,13 +52,13 @@ class Renderer:
     """
 
     samples: Annotated[int, Range(1, 1024)] = 32  # intervals of a ray inside the sphere
-    cells: Annotated[int, Range(0, 256)] = 0  # a side of the grid that guides samples; 0: even ones
     normal_samples: Annotated[int, Range(1, 1024)] = 4  # of them with normals: the heaviest
     radius: Annotated[float, Range(0.01, 100.0)] = 1.0  # of the scene's sphere, in scene units
     frustum: bool = False  # Gaussians of the rays' cones in place of `variance`
     chunk: Annotated[int, Range(0, 10**6)] = 256  # rays that go at a time; 0: all
     variance: Annotated[Ramp, BothEnds(0.0, 100.0)] = Ramp(5e-2, 2e-3, (0.0, 1 / 3))
     """Isotropic variance of the Gaussians that the field sees, in squared scene units."""
+    cells: Annotated[int, Range(0, 256)] = 0  # a side of the grid that guides samples; 0: even ones
 
     def __post_init__(self):
         """Refuse more normals than samples."""

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from dreamjax.clock import finished
+from dreamjax.clock import Clock
 from dreamjax.errors import UserError
 from dreamjax.evaluate import dreams, retrieval, samples
 from dreamjax.evaluate import probe as probes
@@ -223,7 +223,7 @@ def finished_run(place: Path) -> FinishedRun:
 @functools.partial(jax.jit, static_argnames=("scene", "size"))
 def _render(scene: Scene, params, front, camera, shading, behind, size: int) -> Rendering:
     """Pictures of a scene at the end of its run, by V cameras with V shadings."""
-    clock = finished(1)  # ramps are by fractions, so any finished run's
+    clock = Clock(1, 1)  # ramps are by fractions, so any finished run's
     matter, variance = matter_at(scene, params, clock, front), scene.renderer.variance(clock)
 
     def one(view):

@@ -236,7 +236,7 @@ def test_the_defaults_are_the_published_ones_of_64_pixels():
         (dict(image_size=10**6), "image_size is 1000000"),
         (dict(image_size=60), "must divide by 8"),
         (dict(channels=10**9), "channels is 1000000000"),
-        (dict(channels=33), "must divide by 32"),
+        (dict(channels=48), "must divide by 32"),
         (dict(head_dim=7), "heads of 7 channels"),
         (dict(channel_mults=()), "expected 1 to 8 factors"),
         (dict(channel_mults=(1,) * 9), "expected 1 to 8 factors"),

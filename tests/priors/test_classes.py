@@ -121,9 +121,7 @@ def test_files_of_another_kind_or_architecture(params, tmp_path):
     object.__setattr__(broken, "levels", "many")
     object.__setattr__(broken, "prediction", "colour")
     classes.save(path, broken, params)
-    with pytest.raises(
-        UserError, match="cannot make sense .*prediction is 'colour': expected"
-    ):
+    with pytest.raises(UserError, match="cannot make sense .*prediction is 'colour': expected"):
         classes.load(path)
 
 

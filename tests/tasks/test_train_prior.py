@@ -157,7 +157,7 @@ def test_pictures_drawn_on_the_device(data_dir, tmp_path):
         (lambda: UNetSize(head_dim=48), "multiple of head_dim, 48"),
         (lambda: UNetSize(dtype="int8"), "dtype is 'int8'"),
         (lambda: TextSize(dim=30), "dim is 30: expected a multiple of heads, 4"),
-        (lambda: TrainPrior(data=Captioned(size=20)), "size is 20: expected a multiple of 8"),
+        (lambda: TrainPrior(data=Captioned(size=20)), "size is 20: it must divide by 8"),
         (lambda: Captioned(emphasis=(("hous", 2.0),)), "no kind is 'hous'"),
         (lambda: Captioned(textureless=0.0), "textureless is 0.0: expected above 0"),
         (lambda: TrainPrior(eval_examples=1), "eval_examples is 1: expected at least 64"),
