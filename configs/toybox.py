@@ -3,7 +3,7 @@
     python -m dreamjax.main --config=configs/toybox.py \
         --config.prompt="a snowman with a green hat" --workdir=runs/snowman
 
-`dreamjax dream "a snowman with a green hat"` is the same. Two CPU cores take four to eight minutes.
+`dreamjax dream "a snowman with a green hat"` is the same. One CPU core takes five minutes.
 """
 
 from dreamjax.clock import Ramp
