@@ -5,10 +5,12 @@ between steps, through JAX's coordination service, which waits for as long as th
 one process, the usual case, everything here returns at once.
 """
 
+import contextlib
 import itertools
 import json
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,6 +20,7 @@ from dreamjax.errors import UserError
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
 WAIT_MS = 7 * 24 * 3600 * 1000  # for another process; one that died is told of much sooner
+LEAVE_MS = 10 * 1000  # for others that fail too
 
 _turns = itertools.count()  # every process takes the same turns
 
@@ -164,11 +167,18 @@ def queue(name: str) -> Callable[[], int]:
 
 
 def leave(status: int) -> None:
-    """End this process at once after a failure, where others might wait for it for ever.
+    """End this process after a failure, where others might wait for it for ever.
 
     At an ordinary end JAX waits for all processes. Returns where there is one alone.
     """
-    if count() > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+    if count() == 1:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # All that fail alike end with their own words: the first is the last to go, as JAX aborts the
+    # others when it does.
+    with contextlib.suppress(Exception):
+        _service().client.wait_at_barrier("dreamjax/leave", LEAVE_MS)
+        if is_first():
+            time.sleep(1.0)
+    os._exit(status)

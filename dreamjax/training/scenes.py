@@ -76,19 +76,19 @@ class Pool:
                 recorder = None
                 try:
                     state, own, recorder = scene.begin()
-                    if int(state.step) >= steps:
-                        recorder.close()
-                        scene.finish(state)
-                        scene.ended(None)
+                    if int(state.step) < steps:
+                        self._place((state, own), place)
+                        self.live[place] = _Live(scene, recorder, int(state.step))
                         continue
-                    self._place((state, own), place)
-                    self.live[place] = _Live(scene, recorder, int(state.step))
-                except BaseException as error:
-                    if recorder is not None:
-                        recorder.close()
-                    scene.ended(error)
-                    if not isinstance(error, Exception):
-                        raise
+                    scene.finish(state)
+                    error = None
+                except BaseException as raised:
+                    error = raised
+                if recorder is not None:
+                    recorder.close()
+                scene.ended(error)
+                if error is not None and not isinstance(error, Exception):
+                    raise error
 
     def _place(self, scene: tuple[PyTree, PyTree], place: Place) -> None:
         if self._stacked is None:
@@ -138,7 +138,6 @@ class Pool:
             scene.after(done, state)
             if done < run.steps:
                 return
-            recorder.close()
             scene.finish(state())
         except Exception as error:
             self.leave(place, error)
