@@ -140,7 +140,7 @@ def test_what_is_done_beside_steps(task):
     """Pictures, the mesh's field, texts, the cheap encoder, the question for the front."""
     state, frozen, key = state_of(task), frozen_shapes(task), jax.random.key(0)
     number = jax.ShapeDtypeStruct((), jnp.float32)
-    clock = dream.Clock(number, number)
+    clock = dream.Clock(*[jax.ShapeDtypeStruct((), jnp.int32)] * 2)
     sizes = {task.preview_size, *(e.size for e in task.exports if hasattr(e, "size"))}
     for size in sizes:
         picture = functools.partial(dream._picture, task.scene, size=size)
