@@ -187,7 +187,7 @@ def test_what_a_file_leaves_out_is_as_diffusers_has_it():
 def test_another_network_is_refused_by_key_and_value(key, value):
     with pytest.raises(UserError) as error:
         SDUNetConfig.from_json({**SD15, key: value})
-    assert key in str(error.value) and repr(value) in str(error.value)
+    assert key in str(error.value) and repr(value)[:60] in str(error.value)
 
 
 def test_sizes_that_do_not_fit_are_refused():

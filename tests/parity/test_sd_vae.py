@@ -174,7 +174,7 @@ def test_the_scaling_factor_is_read():
 def test_another_network_is_refused_by_key_and_value(key, value):
     with pytest.raises(UserError) as error:
         VAEConfig.from_json({**SD15, key: value})
-    assert key in str(error.value) and repr(value) in str(error.value)
+    assert key in str(error.value) and repr(value)[:60] in str(error.value)
 
 
 def test_channels_that_do_not_fit_the_norms_are_refused():
