@@ -98,7 +98,7 @@ def nets():
         net = SDUNet(_with_dtype(config, dtype))
         x = jax.random.normal(jax.random.key(1), (2, 16, 16, 4))
         t, text = jnp.array([300, 700]), jax.random.normal(jax.random.key(2), (2, 77, 64))
-        params = jax.jit(net.init)(jax.random.key(0), x, t, text)
+        params = _random_params(net, x, t, text)
         return lambda p, x: net.apply(p, x, t, text), params, x
 
     def encoder(dtype):
@@ -106,11 +106,26 @@ def nets():
             _with_dtype(VAEConfig(block_out_channels=(32, 64), layers_per_block=1), dtype)
         )
         x = jax.random.uniform(jax.random.key(1), (1, 64, 64, 3), minval=-1.0)
-        params = jax.jit(net.init)(jax.random.key(0), x)
+        params = _random_params(net, x)
         return lambda p, x: net.apply(p, x, method="encode")[0], params, x
 
     made = {"shipped prior": shipped, "Stable Diffusion's UNet": unet, "its encoder": encoder}
     return made.items()
+
+
+def _random_params(net, *inputs):
+    """Parameters of a network, none of them zero, without compiling its initialisation."""
+    import jax
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+
+    def drawn(leaf):
+        fan_in = np.prod(leaf.shape[:-1]) if leaf.ndim > 1 else 100
+        values = rng.normal(size=leaf.shape) / np.sqrt(fan_in)
+        return (values + (leaf.ndim == 1)).astype(np.float32)
+
+    return jax.tree.map(drawn, jax.eval_shape(net.init, jax.random.key(0), *inputs))
 
 
 def _with_dtype(config, dtype: str):
