@@ -62,6 +62,38 @@ def _hush_late_reads() -> None:
     logging.getLogger("asyncio").addFilter(heard)
 
 
+def _write_on_any_process(ocp) -> None:
+    """Let Orbax write NumPy arrays on the process that has them; its own writes on the first alone.
+
+    For processes that save states of their own. What it overrides is Orbax's own business, so
+    `Checkpoints.save` looks whether something was written.
+    """
+    from orbax.checkpoint._src.serialization import ocdbt_utils
+    from orbax.checkpoint._src.serialization import tensorstore_utils as ts_utils
+
+    class Handler(ocp.type_handlers.NumpyHandler):
+        async def _background_serialize(self, values, infos, args=None):
+            args = args or [ocp.SaveArgs()] * len(values)
+            for value, info, arg in zip(values, infos, args, strict=True):
+                await info.await_path_creation()
+                folder = ocdbt_utils.get_process_index_for_subdir(
+                    use_ocdbt=info.is_ocdbt_checkpoint, override_ocdbt_process_id=None
+                )
+                spec = ts_utils.build_array_write_spec(
+                    info=info,
+                    arg=arg,
+                    global_shape=value.shape,
+                    local_shape=value.shape,
+                    dtype=value.dtype,
+                    use_ocdbt=info.is_ocdbt_checkpoint,
+                    process_index=folder,
+                    metadata_key=None,
+                )
+                await self._open_and_write(value, spec.json, info.ts_context)
+
+    ocp.type_handlers.register_type_handler(np.ndarray, Handler(), override=True)
+
+
 class Checkpoints:
     """The checkpoints under one directory, named by step; the newest `keep` stay."""
 
@@ -80,6 +112,8 @@ class Checkpoints:
         me = jax.process_index() if alone else 0
         self._writes = jax.process_index() == me
         several = alone and jax.process_count() > 1
+        if several and me > 0:
+            _write_on_any_process(ocp)
         processes = ocp.options.MultiprocessingOptions(
             primary_host=me,
             active_processes={me} if several else None,
@@ -140,6 +174,8 @@ class Checkpoints:
                 ),
             )
             self._manager.wait_until_finished()
+            if self._manager.item_metadata(step)["state"] is None:
+                raise ValueError("nothing was written")
         except (OSError, ValueError, RuntimeError) as error:  # TensorStore's are no OSErrors
             self._sweep(step)
             why = error if isinstance(error, OSError) else str(error)
