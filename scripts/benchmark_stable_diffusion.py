@@ -106,7 +106,7 @@ def ours(dtype: str) -> list[Row]:
     rgb, z = jax.random.uniform(key, (1, 512, 512, 3)), jnp.zeros((1, 64, 64, 4))
 
     def pull(params, rgb):
-        return jax.grad(lambda x: jnp.sum(prior.encode(params, x, key)))(rgb)
+        return jax.grad(lambda x: jnp.sum(prior.encode(params, x, key[None])))(rgb)
 
     name = "VAE encoder with its gradient, 512 x 512"
     rows.append(measure(name, "images", 1, pull, params, rgb))

@@ -62,7 +62,7 @@ class Blueness:
         told = jnp.broadcast_to(embedded, views.index.shape)
         return Conditions(told, jnp.zeros_like(told))
 
-    def encode(self, params, rgb, key, cheap=False):
+    def encode(self, params, rgb, keys, cheap=False):
         """Pixels."""
         return encode_pixels(rgb, self.size)
 

@@ -119,7 +119,7 @@ def make_find_front(facing: Facing, scene: Scene, prior: Prior) -> Callable:
             shading = sample_shading(keys[0], camera.position, light)
             behind = backdrop_rgb(sample_backdrop(keys[1]), size)
             seen = render_image(matter, camera, size, variance, shading, behind, scene.renderer)
-            z_0 = prior.encode(frozen.params, seen.rgb[None], keys[2])[0].astype(jnp.float32)
+            z_0 = prior.encode(frozen.params, seen.rgb[None], keys[2:3])[0].astype(jnp.float32)
             lit = (shading.diffuse > 0.0) * 1.0
             return losses_by_turn(facing, prior, frozen, camera, lit, z_0, keys[3])
 

@@ -90,7 +90,7 @@ class Sds:
         """
         frozen = jax.lax.stop_gradient(frozen)
         keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 3))(views.index)
-        z_0 = encode(prior, frozen.params, rgb, keys[:, 0], cheap)
+        z_0 = prior.encode(frozen.params, rgb, keys[:, 0], cheap).astype(jnp.float32)
         noised = self.noise(prior, z_0, keys[:, 1:], clock)
         eps_hat = self.predict(prior, frozen, noised, views)
         w = self.weighting(prior.schedule, noised.t).reshape(-1, *[1] * (z_0.ndim - 1))
@@ -134,17 +134,6 @@ class Sds:
         weights = self.perp_neg * negative_weights(conditions, self.draws)
         negatives = jnp.stack(eps_negative)
         return perp_neg(eps_cond, eps_uncond, negatives, self.guidance_scale, weights)
-
-
-def encode(
-    prior: Prior, params: PyTree, rgb: Float[Array, "v h w 3"], keys: Key[Array, " v"], cheap: bool
-) -> Float[Array, "v ..."]:
-    """z_0 of each rendering in float32, each with its own key."""
-
-    def one(image, key):
-        return prior.encode(params, image[None], key, cheap=cheap)[0]
-
-    return jax.vmap(one)(rgb, keys).astype(jnp.float32)
 
 
 def predict_each(

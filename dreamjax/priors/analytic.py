@@ -96,7 +96,7 @@ class Analytic:
         self,
         params: AnalyticParams,
         rgb: Float[Array, "b h w 3"],
-        key: Key[Array, ""],
+        keys: Key[Array, " b"],
         cheap: bool = False,
     ) -> Float[Array, "b s s 3"]:
         """Images resized to image_size and scaled to [-1, 1]; nothing is drawn."""

@@ -63,10 +63,12 @@ class Model(Protocol):
         self,
         params: PyTree,
         rgb: Float[Array, "b h w channels"],
-        key: Key[Array, ""],
+        keys: Key[Array, " b"],
         cheap: bool = False,
     ) -> Float[Array, "b h2 w2 c"]:
-        """z_0 of images of any size, differentiable in rgb; `key` is for priors that draw.
+        """z_0 of images of any size, differentiable in rgb.
+
+        `keys`, one a picture, are for priors that draw.
 
         `cheap` asks for a rough z_0 at a fraction of the work, where the prior has such a way.
         """
@@ -172,11 +174,11 @@ class NetPrior:
         self,
         params: PyTree,
         rgb: Float[Array, "b h w channels"],
-        key: Key[Array, ""],
+        keys: Key[Array, " b"],
         cheap: bool = False,
     ) -> Float[Array, "b h2 w2 c"]:
         """z_0 of images of any size; see `Model.encode`."""
-        return self.net.encode(params, rgb, key, cheap)
+        return self.net.encode(params, rgb, keys, cheap)
 
     def decode(
         self, params: PyTree, z_0: Float[Array, "b h w c"]

@@ -106,7 +106,7 @@ class ClassNet:
         self,
         params: PyTree,
         rgb: Float[Array, "b h w channels"],
-        key: Key[Array, ""],
+        keys: Key[Array, " b"],
         cheap: bool = False,
     ) -> Float[Array, "b s s channels"]:
         """Pixels brought to `image_size` and to [-1, 1]; nothing is drawn, and nothing cheaper."""

@@ -168,7 +168,11 @@ class ObjectsNet:
         return Text(tokens, jnp.concatenate([words.mask, jnp.ones(view.shape[:2], bool)], axis=1))
 
     def encode(
-        self, params: PyTree, rgb: Float[Array, "b h w 3"], key: Key[Array, ""], cheap: bool = False
+        self,
+        params: PyTree,
+        rgb: Float[Array, "b h w 3"],
+        keys: Key[Array, " b"],
+        cheap: bool = False,
     ) -> Float[Array, "b s s 3"]:
         """Pixels brought to `image_size` and to [-1, 1]; nothing is drawn, and nothing cheaper."""
         return encode_pixels(rgb, self.image_size)

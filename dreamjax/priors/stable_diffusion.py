@@ -99,7 +99,11 @@ class StableDiffusionNets:
         return Text(tokens, jnp.ones(ids.shape, bool))
 
     def encode(
-        self, params: PyTree, rgb: Float[Array, "b h w 3"], key: Key[Array, ""], cheap: bool = False
+        self,
+        params: PyTree,
+        rgb: Float[Array, "b h w 3"],
+        keys: Key[Array, " b"],
+        cheap: bool = False,
     ) -> Float[Array, "b s s c"]:
         """Scaled latents, drawn from the encoder's distribution at `image_size`.
 
@@ -113,7 +117,7 @@ class StableDiffusionNets:
         vae = AutoencoderKL(self.vae)
         found = vae.apply({"params": params["vae"]}, x, method="encode")
         mean, log_var = cast(tuple[Array, Array], found)
-        noise = jax.random.normal(key, mean.shape)
+        noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
         return self.vae.scaling_factor * (mean + jnp.exp(0.5 * log_var) * noise)
 
     def _encode_linear(self, params: PyTree, rgb: Float[Array, "b h w 3"]) -> Array:

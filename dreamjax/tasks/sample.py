@@ -91,7 +91,7 @@ class Sample:
         mode = "L" if channels == 1 else "RGB"
         rgb = read_image(resolved(self.image), self.prior.image_size, mode) / 255.0
         rgb = jnp.asarray(rgb, jnp.float32).reshape(1, *rgb.shape[:2], -1)
-        z_0 = self.prior.encode(params, rgb, key)[0]
+        z_0 = self.prior.encode(params, rgb, key[None])[0]
         if not self.mask:
             return Given(z_0)
         kept = read_image(resolved(self.mask), height, "L")[..., None] / 255.0

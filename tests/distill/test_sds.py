@@ -68,7 +68,7 @@ def test_gradient_goes_through_a_resizing_encode(case):
     rgb = jnp.float32(np.random.default_rng(2).uniform(size=(4, 2, 2, 3)))
 
     def encode(rgb):
-        return case.prior.encode(case.frozen.params, rgb, KEY)
+        return case.prior.encode(case.frozen.params, rgb, jax.random.split(KEY, len(rgb)))
 
     seen = case.run(case.frozen, rgb, case.views)
     large = 0.5 * np.float64(encode(rgb)) + 0.5

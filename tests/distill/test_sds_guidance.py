@@ -162,9 +162,10 @@ def test_a_cheap_encoding_is_the_priors_own(case):
 
     @settings
     class Cheap(Spy):
-        def encode(self, params, rgb, key, cheap=False):
-            assert cheap and params.mu.shape == case.frozen.params.mu.shape and rgb.shape[0] == 1
-            return 0.5 * rgb + 0.1 * jax.random.normal(key, rgb.shape)
+        def encode(self, params, rgb, keys, cheap=False):
+            assert cheap and params.mu.shape == case.frozen.params.mu.shape
+            noise = jax.vmap(lambda key: jax.random.normal(key, rgb.shape[1:]))(keys)
+            return 0.5 * rgb + 0.1 * noise
 
     prior = Cheap(texts=TEXTS, image_size=SIZE)
     seen = make_run(prior, SDS, cheap=True)(case.frozen, case.rgb, case.views)

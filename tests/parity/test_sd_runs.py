@@ -125,7 +125,7 @@ def test_pictures(model, tmp_path):
     rgb = np.asarray(Image.open(tmp_path / "given.png").resize((64, 64)), np.float32) / 255
     params = task.prior.load()
     # The encoder draws as the task's does: random weights give it a wide distribution.
-    latent = task.prior.encode(params, rgb[None], jax.random.split(jax.random.key(1))[1])
+    latent = task.prior.encode(params, rgb[None], jax.random.split(jax.random.key(1))[1:])
     plain = task.prior.decode(params, latent)[0]
     far = []
     for start in (0.05, 1.0):
