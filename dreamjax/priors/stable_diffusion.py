@@ -222,13 +222,13 @@ def describe(folder: Path, dtype: str, remat: bool, fused: bool) -> StableDiffus
             raise UserError(f"{folder / part}: {error}") from error
     unet, vae, text = (found[part] for part in PARTS)
     _check_together(folder, unet, vae, text)
-    noise = _read_noise(folder / "scheduler" / "scheduler_config.json")
+    schedule, prediction = read_schedule(folder)
     return StableDiffusionNets(
         unet=replace(unet, fused=fused, **ours),
         vae=replace(vae, **ours),
         text=text,
-        schedule=_schedule(folder, noise),
-        prediction=PREDICTIONS[noise.prediction_type],
+        schedule=schedule,
+        prediction=prediction,
         tokenizer=str(folder / "tokenizer"),
     )
 
@@ -289,17 +289,19 @@ def _read_noise(path: Path) -> Noise:
         raise UserError(f"{path}: {error}") from error
 
 
-def _schedule(folder: Path, noise: Noise) -> Schedule:
+def read_schedule(folder: Path) -> tuple[Schedule, str]:
+    """The noise schedule of a model's folder, and what its UNet predicts; raises UserError."""
+    noise = _read_noise(folder / "scheduler" / "scheduler_config.json")
     make = {"scaled_linear": schedules.scaled_linear, "linear": schedules.linear}
     schedule = make[noise.beta_schedule](
         noise.num_train_timesteps, noise.beta_start, noise.beta_end
     )
-    if not noise.rescale_betas_zero_snr:
-        return schedule
-    try:
-        return schedules.zero_terminal_snr(schedule)
-    except UserError as error:
-        raise UserError(f"{folder}: {error}") from error
+    if noise.rescale_betas_zero_snr:
+        try:
+            schedule = schedules.zero_terminal_snr(schedule)
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from error
+    return schedule, PREDICTIONS[noise.prediction_type]
 
 
 def fit_rgb_to_latent(nets: StableDiffusionNets, params: PyTree) -> Float[Array, "4 c"]:
