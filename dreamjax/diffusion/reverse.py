@@ -6,6 +6,7 @@ the variance. `reverse` turns either into a Gaussian and the estimates of x_0 an
 Images are [B, ..., C] in about [-1, 1], t is an integer index [B] in 0..T-1, arithmetic is float32.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -49,18 +50,18 @@ def clip(x_0: Float[Array, "b *shape"]) -> Float[Array, "b *shape"]:
     return jnp.clip(x_0, -1.0, 1.0)
 
 
-def dynamic(quantile: float = 0.995) -> Threshold:
+def dynamic(quantile: float = 0.995, largest: float = math.inf) -> Threshold:
     """Imagen's dynamic thresholding (arXiv 2205.11487 section 2.3).
 
-    With s the `quantile` of |x_0| in each example, at least 1: cut off at -s and s, divided by s.
-    Raises UserError for a quantile outside (0, 1].
+    With s the `quantile` of |x_0| in each example, at least 1 and at most `largest` (DeepFloyd IF's
+    1.5): cut off at -s and s, divided by s. Raises UserError for a quantile outside (0, 1].
     """
     if not 0.0 < quantile <= 1.0:
         raise UserError(f"quantile must be in (0, 1]; got {quantile}")
 
     def threshold(x_0):
         s = jnp.quantile(jnp.abs(x_0).reshape(len(x_0), -1), quantile, axis=1)
-        s = jnp.maximum(s, 1.0).reshape(-1, *[1] * (x_0.ndim - 1))
+        s = jnp.clip(s, 1.0, largest).reshape(-1, *[1] * (x_0.ndim - 1))
         return jnp.clip(x_0, -s, s) / s
 
     return threshold

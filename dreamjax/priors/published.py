@@ -12,7 +12,7 @@ Tensors are read one at a time, and nothing is ever unpickled.
 """
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +26,8 @@ from dreamjax.errors import UserError
 from dreamjax.settings import short
 
 # What is fetched; flax, onnx, openvino and pickled twins stay where they are.
-WANTED = ("*.json", "*.txt")
+WANTED = ("*.json", "*.txt", "*/spiece.model")
+PLAIN = ("linear_", "wi_")  # modules whose published names end in such a number themselves
 LEAF = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 LARGEST_JSON = 64 << 20  # bytes; a tokenizer's is a few million
 # Names of the VAE's attention before 2023.
@@ -110,6 +111,17 @@ def load(folder: Path, wanted: PyTree, strip: str = "", drop: Collection[str] = 
     parameter is matched once; raises UserError naming what is missing, left over, of another shape,
     no real numbers or not finite, and for files that are missing or damaged.
     """
+    return reader(folder, wanted, strip, drop)("")
+
+
+def reader(
+    folder: Path, wanted: PyTree, strip: str = "", drop: Collection[str] = ()
+) -> Callable[[str], PyTree]:
+    """`read(module)`: the parameters below a module of ours, as "encoder.block_3", "" for all.
+
+    For networks too large to be held whole: names and shapes are compared here, all of them, and
+    tensors read when they are asked for. Arguments and errors are those of `load`.
+    """
     files = _files(folder)
     where = {}
     for file, handle in files.items():
@@ -130,11 +142,16 @@ def load(folder: Path, wanted: PyTree, strip: str = "", drop: Collection[str] = 
     }
     if wrong := weights.mismatches(shapes, found):
         raise UserError(f"{folder} does not fit the network its config describes: {wrong}")
-    params = {}
-    for name, (file, original) in where.items():
-        value = weights.tensor(folder / file, files[file], original)
-        params[names[name]] = jnp.asarray(our_layout(names[name], value))
-    return unflatten_dict(params, sep=".")
+
+    def read(module: str) -> PyTree:
+        prefix, params = f"{module}." if module else "", {}
+        for name, (file, original) in where.items():
+            if (ours := names[name]).startswith(prefix):
+                value = weights.tensor(folder / file, files[file], original)
+                params[ours.removeprefix(prefix)] = jnp.asarray(our_layout(ours, value))
+        return unflatten_dict(params, sep=".")
+
+    return read
 
 
 def _files(folder: Path) -> dict[str, Any]:
@@ -189,7 +206,7 @@ def published_name(name: str) -> str:
     """The published name of our parameter `name`."""
     *modules, leaf = name.split(".")
     dotted = [
-        module if module.startswith("linear_") else re.sub(r"_(\d+)$", r".\1", module)
+        module if module.startswith(PLAIN) else re.sub(r"_(\d+)$", r".\1", module)
         for module in modules
     ]
     return ".".join([*dotted, LEAF.get(leaf, leaf)])
