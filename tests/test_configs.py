@@ -56,6 +56,7 @@ TASKS = {
     "toybox_probe": TrainProbe,
     "toybox_sample": Sample,
     "tpu_v4": Dream,
+    "zero123": Dream,
 }
 
 

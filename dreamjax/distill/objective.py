@@ -9,15 +9,19 @@ from typing import Any, NamedTuple, Protocol
 from jaxtyping import Array, Float, Key, PyTree
 
 from dreamjax.clock import Clock
-from dreamjax.priors.base import Prompt
+from dreamjax.priors.base import Picture, Prompt
 from dreamjax.scene.views import Views
 
 
 class Frozen(NamedTuple):
-    """What an objective reads and never changes: the prior's parameters and the embedded prompt."""
+    """What an objective reads and never changes: the prior's parameters and the embedded prompt.
+
+    `picture` is for the step, whose scene is to look like it from its camera; None for none.
+    """
 
     params: PyTree
     embedded: PyTree
+    picture: Picture | None = None
 
 
 class Losses(NamedTuple):

@@ -1,6 +1,7 @@
 """One step of distillation, in the order in which the data flows.
 
     key, clock -> cameras -> rays -> field -> rendered and shaded rgb -> objective, penalties
+               -> the view that a picture shows, where there is one -> its loss
                -> gradients on the scene and on the objective's own parameters -> optimizers
                -> state
 
@@ -17,6 +18,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dreamjax.clock import Clock
 from dreamjax.distill.objective import Frozen, Objective
+from dreamjax.distill.reference import Reference, reference_loss
 from dreamjax.scene.camera import Camera, sample_camera
 from dreamjax.scene.rays import Rays, camera_rays
 from dreamjax.scene.render import Rendering, render_rays, renderer_guide
@@ -24,6 +26,9 @@ from dreamjax.scene.scene import Scene, init_scene, matter_at
 from dreamjax.scene.shading import Shading, sample_shading
 from dreamjax.scene.views import Views
 from dreamjax.settings import Pixels, Share, settings
+
+# The number of the view that a picture shows; no view of a batch has it.
+PICTURE = 2**31 - 1
 
 
 class Trained(NamedTuple):
@@ -139,6 +144,7 @@ def make_sds_step(
     total_steps: int,
     update: Callable,
     mean: Callable,
+    reference: Reference | None = None,
 ) -> Callable:
     """The step for one device's share of the views.
 
@@ -150,6 +156,7 @@ def make_sds_step(
         total_steps: of the run.
         update: (grads, loss, scene, objective) -> (scene, objective, metrics), of `Trained`.
         mean: the mean over devices.
+        reference: what looking different from the frozen picture costs, where there is one.
 
     Returns:
         sds_step(state, index, frozen, key) -> (state, metrics), with `index` the global numbers of
@@ -158,6 +165,7 @@ def make_sds_step(
 
     def loss_fn(params, trained, shot, frozen, key, clock):
         matter, variance = matter_at(scene, params, clock), scene.renderer.variance(clock)
+        guide = renderer_guide(matter, scene.renderer, variance)
         seen = render_rays(
             matter,
             shot.rays,
@@ -167,11 +175,15 @@ def make_sds_step(
             jnp.zeros(3),
             scene.renderer,
             with_normals=phase.lit,
-            guide=renderer_guide(matter, scene.renderer, variance),
+            guide=guide,
         )
         rgb, views = before_backgrounds(scene, params, shot, seen)
         losses = objective.loss(prior, frozen, trained, rgb, views, key, clock, phase.cheap)
         penalty, values = penalise(scene, seen, phase, clock)
+        if reference is not None and frozen.picture is not None:
+            view = scene.renderer, variance, guide, phase.size, jax.random.fold_in(key, PICTURE)
+            cost, parts = reference_loss(reference, frozen.picture, matter, *view)
+            penalty, values = penalty + cost, {**values, **parts}
         shown = {"opacity": jnp.mean(seen.opacity), **values, **losses.metrics}
         return losses.scene + losses.own + penalty, jax.lax.stop_gradient(shown)
 

@@ -14,14 +14,32 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dreamjax.diffusion.reverse import Parameterisation
 from dreamjax.diffusion.schedule import Schedule
+from dreamjax.scene.camera import Camera
 from dreamjax.scene.views import Views
 
 
+class Picture(NamedTuple):
+    """A picture of an object from its front, S pixels a side, and the camera that took it.
+
+    `rgb` in [0, 1] is over white; `mask` is 1 where the object is, 0 where nothing is; `depth`, in
+    no unit, grows away from the camera and counts on the object alone.
+    """
+
+    rgb: Float[Array, "s s 3"]
+    mask: Float[Array, "s s"]
+    camera: Camera
+    depth: Float[Array, "s s"] | None = None
+
+
 class Prompt(NamedTuple):
-    """What to make, and what to guide away from ("": from the null text)."""
+    """What to make, and what to guide away from ("": from the null text).
+
+    `image` is a picture of it, for priors that are given one.
+    """
 
     text: str
     negative: str = ""
+    image: Picture | None = None
 
 
 class Conditions(NamedTuple):

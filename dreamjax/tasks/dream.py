@@ -1,4 +1,4 @@
-"""A sentence becomes a 3D object."""
+"""A sentence, or a picture, becomes a 3D object."""
 
 import dataclasses
 import functools
@@ -16,9 +16,11 @@ from jaxtyping import Array, Float, PyTree
 
 from dreamjax.clock import Clock
 from dreamjax.config import dumps, part_names, to_plain
+from dreamjax.data.reference import read_depth, read_object
 from dreamjax.distill.dream_fields import ImageText
 from dreamjax.distill.facing import Facing, Front, make_find_front
 from dreamjax.distill.objective import Frozen, Objective
+from dreamjax.distill.reference import Reference
 from dreamjax.distill.sds import Sds
 from dreamjax.distill.step import DreamState, Phase, Trained, init_state, make_sds_step
 from dreamjax.errors import UserError
@@ -31,7 +33,7 @@ from dreamjax.export.surface import Surface
 from dreamjax.export.turntable import Turntable
 from dreamjax.export.views import Views
 from dreamjax.many import Job, run_prompts
-from dreamjax.priors.base import Prior, Prompt
+from dreamjax.priors.base import Picture, Prior, Prompt
 from dreamjax.priors.toybox import Toybox
 from dreamjax.scene.camera import middle_camera
 from dreamjax.scene.matter import Matter
@@ -49,11 +51,12 @@ from dreamjax.training.scenes import Beginning, train_scenes
 from dreamjax.workdir import resolved, stored_task
 
 BatchViews = Annotated[int, Range(1, 4096)]
+PICTURE_SIZE = 512  # pixels a side, to which an image is brought
 
 
 @settings
 class Dream(Scene, Run):
-    """A sentence becomes a 3D object, by what a prior thinks of its views."""
+    """A sentence or a picture becomes a 3D object, by what a prior thinks of its views."""
 
     HARMLESS: ClassVar = (
         *(*Run.HARMLESS, "exports", "surface", "views_every", "preview_size"),
@@ -65,6 +68,8 @@ class Dream(Scene, Run):
     negative_prompt: str = ""  # what guidance moves away from, in place of the empty prompt
     prompts: str = ""  # a file with one prompt a line, each a run of its own below the workdir
     scenes_per_device: Annotated[int, Range(1, 4096)] = 1  # prompts of the file at once on each
+    image: str = ""  # a PNG with alpha of what to make, as it looks from its front
+    reference: Reference = Reference()  # where the image was taken from, and what it weighs
     prior: Annotated[Prior | ImageText, Home("dreamjax.priors")] = Toybox()
     """the frozen network that is asked"""
     objective: Annotated[Objective, Home("dreamjax.distill")] = Sds()  # what the scene is to please
@@ -97,6 +102,12 @@ class Dream(Scene, Run):
             convert(Prior, self.prior, "facing needs a prior that is told views: prior")
         if self.prompt and self.prompts:
             raise UserError(f"prompt is {self.prompt!r}, prompts {self.prompts!r}: give one")
+        if self.image and self.prompts:
+            raise UserError(f"image is {self.image!r}, prompts {self.prompts!r}: give one")
+        if self.image and self.facing:
+            raise UserError("facing asks for the front, which image shows: expected facing=none")
+        if self.reference.depth_image and not self.image:
+            raise UserError("reference.depth_image is the depth of an image: set image too")
 
     def step_of(self, fraction: float) -> int:
         """The step at a fraction of the run, a multiple of `steps_per_dispatch`."""
@@ -116,6 +127,24 @@ class Dream(Scene, Run):
         """The step before which the prior is asked for the front, 0 for never."""
         return self.step_of(self.facing.after) if self.facing else 0
 
+    def picture(self) -> Picture | None:
+        """What `image` shows, with the camera in front of the object; None where none is named.
+
+        Raises UserError for a file that shows no object, and where the prior is told nothing.
+        """
+        if not self.image:
+            return None
+        if not self.prompt and not getattr(self.prior, "reads_images", False):
+            raise UserError(
+                f"{type(self.prior).__name__} reads words, not pictures: set prompt beside image, "
+                "or take --config.prior=zero123 and its weights"
+            )
+        file, depth_file = resolved(self.image), self.reference.depth_image
+        rgb, mask = read_object(file, PICTURE_SIZE)
+        depth = read_depth(resolved(depth_file), file, mask) if depth_file else None
+        camera = middle_camera(self.cameras, 0.0, self.reference.elevation)
+        return Picture(rgb, mask, camera, depth)
+
     def run(self, workdir: str | Path) -> None:
         """Distil the prompt, going on from the newest checkpoint in `workdir`, and export it.
 
@@ -130,7 +159,9 @@ class Dream(Scene, Run):
                 print(f"finished: {self.steps} steps are done and exported in {folder}")
             return None
         devices = parallel.devices_for(self.batch_views)
-        frozen = self.objective.load(self.prior, Prompt(self.prompt, self.negative_prompt))
+        picture = self.picture()
+        prompt = Prompt(self.prompt, self.negative_prompt, picture)
+        frozen = self.objective.load(self.prior, prompt)._replace(picture=picture)
         hosts.by_first(lambda: str(self.claim(folder)))
         state = _distil(self, frozen, folder, devices)
 
@@ -178,7 +209,16 @@ def _start(task: Dream, frozen: Frozen, checkpoints: Checkpoints) -> DreamState:
 def make_program(task: Dream, phase: Phase, devices) -> Callable:
     """A dispatch of one scene, its views spread over devices, as `parallel.pmap` compiles it."""
     update = make_update(*_optimizers(task))
-    step = make_sds_step(task, task.prior, task.objective, phase, task.steps, update, parallel.mean)
+    step = make_sds_step(
+        task,
+        task.prior,
+        task.objective,
+        phase,
+        task.steps,
+        update,
+        parallel.mean,
+        task.reference,
+    )
     return parallel.pmap(parallel.repeat(step, task.steps_per_dispatch), devices, shared=2)
 
 
@@ -384,7 +424,7 @@ def object3d(task: Dream, state: DreamState, folder: Path, step: int | None = No
 
     facts = {"front found at": f"{90 * int(state.front)} degrees"} if task.facing else {}
     return Object3D(
-        prompt=task.prompt,
+        prompt=task.prompt or Path(task.image).stem,
         radius=task.renderer.radius,
         matter=matter,
         picture=functools.partial(picture, task, state, int(clock.step)),
