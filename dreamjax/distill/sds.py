@@ -44,6 +44,14 @@ class Noised(NamedTuple):
     eps: Float[Array, "b ..."]
 
 
+class Guided(NamedTuple):
+    """The guided prediction [B, ...] and the two that it is made of."""
+
+    eps_hat: Float[Array, "b ..."]
+    eps_cond: Float[Array, "b ..."]
+    eps_uncond: Float[Array, "b ..."]
+
+
 @settings
 class Sds:
     """Score distillation: a rendering moves to where the prior sees less noise in it."""
@@ -91,10 +99,9 @@ class Sds:
         frozen = jax.lax.stop_gradient(frozen)
         keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 3))(views.index)
         z_0 = prior.encode(frozen.params, rgb, keys[:, 0], cheap).astype(jnp.float32)
-        noised = self.noise(prior, z_0, keys[:, 1:], clock)
-        eps_hat = self.predict(prior, frozen, noised, views)
+        noised = self.noise(prior, frozen, z_0, keys[:, 1:], views, clock)
         w = self.weighting(prior.schedule, noised.t).reshape(-1, *[1] * (z_0.ndim - 1))
-        residual = jax.lax.stop_gradient(w * (eps_hat - noised.eps))
+        residual = jax.lax.stop_gradient(w * self.residual(prior, frozen, noised, views))
         residual = jnp.mean(residual.reshape(len(z_0), self.draws, *z_0.shape[1:]), axis=1)
         loss, norm = push(z_0, residual, self.clip_residual)
         metrics = {"loss": loss, "residual_norm": norm, "t": jnp.mean(noised.t * 1.0)}
@@ -103,23 +110,43 @@ class Sds:
     def noise(
         self,
         prior: Prior,
+        frozen: Frozen,
         z_0: Float[Array, "v ..."],
         keys: Key[Array, "v 2"],
+        views: Views,
         clock: Clock,
     ) -> Noised:
-        """Each view's encoding noised `draws` times; no gradient."""
-        ends = self.t_low(clock), self.t_high(clock)
-        low, high = timesteps.from_fractions(prior.schedule, ends)
-        t = jax.vmap(lambda k: timesteps.stratified(k, self.draws, low, high))(keys[:, 0])
+        """Each view's encoding noised `draws` times; no gradient.
+
+        Views that the prior sees together have one t. Raises UserError for several draws of them.
+        """
+        together = getattr(prior, "views_together", 1)
+        if together > 1 and self.draws > 1:
+            raise UserError(
+                f"draws is {self.draws}: expected 1 with a prior that sees {together} views at once"
+            )
+        first = jnp.arange(len(keys)) // together * together
+        t = self.timesteps(prior, keys[first, 0], clock)
         shape = (self.draws, *z_0.shape[1:])
         eps = jax.vmap(lambda k: jax.random.normal(k, shape))(keys[:, 1])
-        t, eps = t.reshape(-1), eps.reshape(-1, *z_0.shape[1:])
+        eps = eps.reshape(-1, *z_0.shape[1:])
         z_t = q_sample(prior.schedule, jnp.repeat(z_0, self.draws, axis=0), t, eps)
         return Noised(jax.lax.stop_gradient(z_t), t, eps)
 
-    def predict(
+    def timesteps(self, prior: Prior, keys: Key[Array, " v"], clock: Clock) -> Int[Array, " b"]:
+        """The t of every draw, each of a view's in its own part of the range."""
+        ends = self.t_low(clock), self.t_high(clock)
+        low, high = timesteps.from_fractions(prior.schedule, ends)
+        t = jax.vmap(lambda k: timesteps.stratified(k, self.draws, low, high))(keys)
+        return t.reshape(-1)
+
+    def residual(
         self, prior: Prior, frozen: Frozen, noised: Noised, views: Views
     ) -> Float[Array, "b ..."]:
+        """eps_hat - eps, before w(t)."""
+        return self.predict(prior, frozen, noised, views).eps_hat - noised.eps
+
+    def predict(self, prior: Prior, frozen: Frozen, noised: Noised, views: Views) -> Guided:
         """The guided eps_hat of noisy encodings of the views."""
         conditions = prior.condition(frozen.embedded, views)
         if self.perp_neg and not conditions.negatives:
@@ -130,10 +157,12 @@ class Sds:
         predictions = predict_each(prior, frozen.params, noised, asked, self.draws)
         eps_cond, eps_uncond, *eps_negative = predictions
         if not self.perp_neg:
-            return classifier_free(eps_cond, eps_uncond, self.guidance_scale)
+            eps_hat = classifier_free(eps_cond, eps_uncond, self.guidance_scale)
+            return Guided(eps_hat, eps_cond, eps_uncond)
         weights = self.perp_neg * negative_weights(conditions, self.draws)
         negatives = jnp.stack(eps_negative)
-        return perp_neg(eps_cond, eps_uncond, negatives, self.guidance_scale, weights)
+        eps_hat = perp_neg(eps_cond, eps_uncond, negatives, self.guidance_scale, weights)
+        return Guided(eps_hat, eps_cond, eps_uncond)
 
 
 def predict_each(

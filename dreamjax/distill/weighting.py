@@ -33,3 +33,13 @@ class Uniform:
     def __call__(self, schedule: Schedule, t: Int[Array, " b"]) -> Float[Array, " b"]:
         """w(t)."""
         return jnp.ones(t.shape, jnp.float32)
+
+
+@settings
+class CleanSpace:
+    """w(t) = sigma_t / sqrt(alpha_bar_t): the residual is z_0 less its prediction (HiFA, SDI)."""
+
+    def __call__(self, schedule: Schedule, t: Int[Array, " b"]) -> Float[Array, " b"]:
+        """w(t)."""
+        scale, sigma = (extract(x, t, t.ndim) for x in (schedule.sqrt_alpha_bar, schedule.sigma))
+        return sigma / scale
