@@ -10,6 +10,7 @@ it was stopped. `scripts/train_prior --config=objects_prior ...` is the same, fa
 """
 
 from dreamjax.tasks.train_objects import TrainObjects
+from dreamjax.tasks.train_prior import UNetSize
 from dreamjax.training.optimizer import Adam
 
 CAPTIONS = (
@@ -32,6 +33,9 @@ def get_config() -> TrainObjects:
         batch_size=32,
         checkpoint_every=500,
         eval_every=2000,
+        # Of the prior that ships, whose UNet and words it begins with.
+        unet=UNetSize(down_blocks=(2, 1), middle_blocks=2, up_blocks=(2, 2), attention_levels=(2,)),
+        from_toybox=True,
         optimizer=Adam(warmup=0.005, b2=0.99, clip_norm=1.0),
         sample_captions=CAPTIONS,
     )

@@ -84,6 +84,7 @@ def run_on_eight(kind: str, folder: Path) -> None:
     assert found.returncode == 0, found.stdout + found.stderr
 
 
+@pytest.mark.slow
 def test_the_toyboxs_prior(tmp_path):
     write_tiny_prior(tmp_path / "tiny.safetensors", spread=0.2)
     run_on_eight("toybox", tmp_path / "tiny.safetensors")

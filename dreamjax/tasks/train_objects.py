@@ -28,7 +28,7 @@ from dreamjax.diffusion.samplers import ddim_sample
 from dreamjax.diffusion.timesteps import late
 from dreamjax.errors import UserError
 from dreamjax.nets.text import TextConfig
-from dreamjax.priors import objects
+from dreamjax.priors import objects, toybox
 from dreamjax.priors.objects import ObjectsNet
 from dreamjax.priors.sampling import Sampler, guided_net
 from dreamjax.scene.shading import Light
@@ -66,6 +66,9 @@ class TrainObjects(Training):
     camera_dropout: Share = 0.1  # share of pictures told the text alone
     late_t: NonNegative = 1.0  # t is drawn with density (1 + late_t) u^late_t over u = t / T
     warm_start: str = ""  # a safetensors file with weights to begin with, of any picture size
+    from_toybox: bool = (
+        False  # begin with the shipped prior's UNet and its words, without warm_start
+    )
     eval_pictures: Annotated[int, Range(EVAL_CHUNK, 10**6)] = 512  # of each kind
     unet: UNetSize = UNetSize()  # the network
     text_dim: Annotated[int, Range(8, 1024)] = 128  # channels of a token
@@ -141,12 +144,37 @@ def first_params(task: TrainObjects) -> PyTree:
     """Fresh parameters, or those of `warm_start`; raises UserError where it is of another net."""
     net = task.net
     if not task.warm_start:
-        return jax.jit(net.init)(jax.random.key(task.seed))
+        params = jax.jit(net.init)(jax.random.key(task.seed))
+        return with_toybox(net, params) if task.from_toybox else params
     found, params = objects.load(resolved(task.warm_start))
     if dataclasses.replace(found, image_size=net.image_size) != net:
         other = "words" if found.vocabulary != net.vocabulary else "sizes"
         raise UserError(f"warm_start={task.warm_start} is of a network of other {other}")
     return params
+
+
+def with_toybox(net: ObjectsNet, params: PyTree) -> PyTree:
+    """Parameters with the UNet, the text encoder and the words of the prior that ships.
+
+    It can draw things from all sides already, and listens to colours and to "with"; it has not been
+    told cameras. Raises UserError where the networks' sizes differ.
+    """
+    shipped, known = toybox.load("")
+    sizes = dataclasses.replace(net.text, vocabulary_size=shipped.text.vocabulary_size)
+    if (shipped.unet, shipped.text) != (
+        dataclasses.replace(net.unet, dtype=shipped.unet.dtype),
+        sizes,
+    ):
+        raise UserError(
+            "from_toybox is true, but the prior that ships has a network of other sizes"
+        )
+    rows = {word: row for row, word in enumerate(shipped.vocabulary)}
+    words = np.array(params["text"]["word"]["embedding"])
+    for row, word in enumerate(net.vocabulary):
+        if word in rows:
+            words[row] = known["text"]["word"]["embedding"][rows[word]]
+    text = known["text"] | {"word": {"embedding": jnp.asarray(words)}}
+    return params | {"unet": known["unet"], "text": text}
 
 
 def make_problem(net: ObjectsNet, task: TrainObjects) -> Problem:

@@ -194,6 +194,7 @@ def test_the_shipped_probe_is_small():
     assert size < 1.5e6 and 2 * size < 3e6
 
 
+@pytest.mark.slow
 def test_the_shipped_probe_scores_what_its_file_states(fresh_counts):
     looks = probes.load().report["looks"]
     for head in ("kind", "first", "second"):

@@ -152,6 +152,7 @@ def test_painting_a_part_anew_and_starting_from_a_picture(files, tmp_path):
     assert near < 0.5 * far
 
 
+@pytest.mark.slow
 def test_a_classifiers_guidance_pulls_towards_its_class(files):
     """A large scale moves samples to where the classifier is surer of them."""
     prior = Classes(weights=str(files / "model.safetensors"))

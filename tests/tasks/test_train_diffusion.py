@@ -38,7 +38,7 @@ from dreamjax.training.loop import train
 from dreamjax.training.optimizer import Adam
 from dreamjax.training.state import init_state
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.slow]
 NET = Adm(channels=32, channel_mults=(1,), res_blocks=1, attention_sizes=())
 SCHEDULE = NoiseSchedule(shape="cosine", steps=10)
 TASK = TrainDiffusion(

@@ -12,7 +12,7 @@ pytest.importorskip("numba")
 
 from dreamjax.data.meshes import Drawing  # noqa: E402
 from dreamjax.errors import UserError  # noqa: E402
-from dreamjax.priors import objects  # noqa: E402
+from dreamjax.priors import objects, toybox  # noqa: E402
 from dreamjax.priors.sampling import Sampler  # noqa: E402
 from dreamjax.tasks import train_objects  # noqa: E402
 from dreamjax.tasks.train_objects import NamedThings, TrainObjects  # noqa: E402
@@ -20,7 +20,7 @@ from dreamjax.tasks.train_prior import UNetSize  # noqa: E402
 from dreamjax.training.metrics import Progress  # noqa: E402
 from dreamjax.training.optimizer import Adam  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.slow]
 
 STEPS = 160
 UNET = UNetSize(
@@ -143,6 +143,25 @@ def test_larger_pictures_begin_with_the_weights_of_smaller_ones(task, workdir):
     other = dataclasses.replace(larger, text_dim=32)
     with pytest.raises(UserError, match="of a network of other sizes"):
         train_objects.first_params(other)
+
+
+def test_training_begins_with_what_the_prior_that_ships_knows(task):
+    with pytest.raises(UserError, match="a network of other sizes"):
+        train_objects.first_params(dataclasses.replace(task, from_toybox=True))
+    shipped, known = toybox.load("")
+    sizes = {f.name: getattr(shipped.unet, f.name) for f in dataclasses.fields(UNetSize)}
+    other = dataclasses.replace(
+        task, unet=UNetSize(**sizes), text_dim=128, text_layers=2, from_toybox=True
+    )
+    net, params = other.net, train_objects.first_params(other)
+    for a, b in zip(*map(jax.tree.leaves, (params["unet"], known["unet"])), strict=True):
+        np.testing.assert_array_equal(a, b)
+    # What is said in words that both know is the same; "brick" is none of the shipped prior's.
+    ids = np.stack([net.tokenise("a photo of a red ball")])
+    theirs = shipped.ids(["a photo of a red ball"], lambda *_: "")
+    ours, wanted = net.embed_ids(params, ids), shipped.embed_ids(known, theirs)
+    np.testing.assert_allclose(ours.tokens, wanted.tokens, atol=1e-6)
+    assert "brick" in net.vocabulary and "brick" not in shipped.vocabulary
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from dreamjax.toybox.reading import CLASSES
 from dreamjax.training.metrics import Progress
 from dreamjax.training.optimizer import Adam
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.slow]
 
 UNET = UNetSize(
     channels=8,
