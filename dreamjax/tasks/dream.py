@@ -38,7 +38,7 @@ from dreamjax.priors.toybox import Toybox
 from dreamjax.scene.camera import middle_camera
 from dreamjax.scene.matter import Matter
 from dreamjax.scene.render import Rendering
-from dreamjax.scene.scene import Scene, look, matter_at
+from dreamjax.scene.scene import Scene, init_scene, look, matter_at
 from dreamjax.scene.shading import headlight
 from dreamjax.settings import Every, Home, Pixels, Range, convert, settings
 from dreamjax.training import hosts, parallel
@@ -293,6 +293,7 @@ class _PromptScene:
     def begin(self) -> Beginning:
         self._job.begin()
         task, prompt = self._task, Prompt(self._task.prompt, self._task.negative_prompt)
+        init_scene(jax.random.key(task.seed), task)
         frozen = task.objective.load(task.prior, prompt, self._params)
         self._folder = task.claim(self._folder)
         checkpoints = Checkpoints(self._folder / "checkpoints", alone=True)
