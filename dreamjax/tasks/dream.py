@@ -159,6 +159,7 @@ class Dream(Scene, Run):
                 print(f"finished: {self.steps} steps are done and exported in {folder}")
             return None
         devices = parallel.devices_for(self.batch_views)
+        init_scene(jax.random.key(self.seed), self)  # what has no beginning touches nothing
         picture = self.picture()
         prompt = Prompt(self.prompt, self.negative_prompt, picture)
         frozen = self.objective.load(self.prior, prompt)._replace(picture=picture)
