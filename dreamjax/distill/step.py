@@ -93,9 +93,19 @@ def init_state(
 def draw_shot(
     key: Key[Array, ""], index: Int[Array, " v"], scene: Scene, phase: Phase, front: Int[Array, ""]
 ) -> Shot:
-    """Cameras and lights of the views with these global numbers."""
-    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 4))(index)
-    camera = jax.vmap(lambda k: sample_camera(k, scene.cameras))(keys[:, 0])
+    """Cameras and lights of the views with these global numbers.
+
+    Views of one group (`Cameras.group`) share what is drawn but for their samples: the camera, a
+    part of a turn apart, its light, the background.
+    """
+    group = scene.cameras.group
+    keys, shared = (
+        jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 4))(i)
+        for i in (index, index // group)
+    )
+    keys = jnp.concatenate([shared[:, :3], keys[:, 3:]], axis=1)
+    turn = 360.0 / group * (index % group)
+    camera = jax.vmap(lambda k, turn: sample_camera(k, scene.cameras, turn))(keys[:, 0], turn)
     shading = jax.vmap(lambda k, place: sample_shading(k, place, scene.light))(
         keys[:, 1], camera.position
     )

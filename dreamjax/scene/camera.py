@@ -31,6 +31,8 @@ class Cameras:
     jitter_position: NonNegative = 0.05  # half-width of a uniform offset of the position
     jitter_look_at: NonNegative = 0.02  # standard deviation of an offset of the looked-at point
     jitter_up: Annotated[float, Range(0.0, 1.0)] = 0.02  # standard deviation of an offset of up
+    group: Annotated[int, Range(1, 64)] = 1
+    """so many views in a row differ in azimuth alone, evenly spread around the object"""
 
     def __post_init__(self):
         """Refuse jitter that could put a camera at the origin, or turn it anywhere."""
@@ -113,10 +115,15 @@ def middle_camera(
     return orbit(azimuth, elevation, distance, focal)
 
 
-def sample_camera(key: Key[Array, ""], cameras: Cameras) -> Camera:
-    """One random camera; azimuth and elevation are those it was aimed from, before the jitter."""
+def sample_camera(
+    key: Key[Array, ""], cameras: Cameras, turn: float | Float[Array, ""] = 0.0
+) -> Camera:
+    """One random camera, `turn` degrees further round than the key alone has it.
+
+    Azimuth and elevation are those it was aimed from, before the jitter.
+    """
     keys = jax.random.split(key, 8)
-    azimuth = jax.random.uniform(keys[0], (), minval=-180.0, maxval=180.0)
+    azimuth = turn + jax.random.uniform(keys[0], (), minval=-180.0, maxval=180.0)
     low, high = cameras.elevation
     by_angle = jax.random.uniform(keys[1], (), minval=low, maxval=high)
     sin_low, sin_high = jnp.sin(jnp.deg2rad(jnp.array([low, high])))
@@ -135,6 +142,13 @@ def sample_camera(key: Key[Array, ""], cameras: Cameras) -> Camera:
     target = cameras.jitter_look_at * jax.random.normal(keys[6], (3,))
     up = camera.rotation[:, 1] + cameras.jitter_up * jax.random.normal(keys[7], (3,))
     return camera._replace(position=position, rotation=look_at(position, target, up))
+
+
+def camera_matrix(camera: Camera) -> Float[Array, "*batch 16"]:
+    """Camera-to-world matrices [[rotation, position], [0, 0, 0, 1]], row by row."""
+    top = jnp.concatenate([camera.rotation, camera.position[..., None]], axis=-1)
+    last = jnp.broadcast_to(jnp.array([0.0, 0.0, 0.0, 1.0]), (*camera.focal.shape, 4))
+    return jnp.concatenate([top.reshape(*camera.focal.shape, 12), last], axis=-1)
 
 
 def off_front(azimuth: Float[Array, "*b"]) -> Float[Array, "*b"]:
