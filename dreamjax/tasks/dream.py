@@ -100,6 +100,7 @@ class Dream(Scene, Run):
         convert(wanted, self.prior, "prior")
         if self.facing:
             convert(Prior, self.prior, "facing needs a prior that is told views: prior")
+        self._check_groups()
         if self.prompt and self.prompts:
             raise UserError(f"prompt is {self.prompt!r}, prompts {self.prompts!r}: give one")
         if self.image and self.prompts:
@@ -108,6 +109,18 @@ class Dream(Scene, Run):
             raise UserError("facing asks for the front, which image shows: expected facing=none")
         if self.reference.depth_image and not self.image:
             raise UserError("reference.depth_image is the depth of an image: set image too")
+
+    def _check_groups(self) -> None:
+        """Raise UserError for views that do not come in the groups that the prior sees at once."""
+        together, group = getattr(self.prior, "views_together", 1), self.cameras.group
+        name = type(self.prior).__name__
+        if group % together:
+            raise UserError(f"cameras.group is {group}: expected {together} with {name}")
+        if self.batch_views % group:
+            many = f"batch_views is {self.batch_views}"
+            raise UserError(f"{many}: expected a multiple of cameras.group, {group}")
+        if self.facing and together > 1:
+            raise UserError(f"facing asks about single views: expected facing=none with {name}")
 
     def step_of(self, fraction: float) -> int:
         """The step at a fraction of the run, a multiple of `steps_per_dispatch`."""
@@ -158,7 +171,7 @@ class Dream(Scene, Run):
             if hosts.is_first():
                 print(f"finished: {self.steps} steps are done and exported in {folder}")
             return None
-        devices = parallel.devices_for(self.batch_views)
+        devices = parallel.devices_for(self.batch_views // self.cameras.group)
         init_scene(jax.random.key(self.seed), self)  # what has no beginning touches nothing
         picture = self.picture()
         prompt = Prompt(self.prompt, self.negative_prompt, picture)
