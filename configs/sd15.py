@@ -11,6 +11,8 @@ Memory: about 13 GiB, 4.0 of parameters and 8.5 of buffers in XLA's plan of the 
 CPU; no GPU has run it). Time, computed and not measured: a step is 4.7 TFLOP at 64 pixels and 5.6
 at 128; 10,000 steps are 47 PFLOP, an hour at 13 TFLOP/s, what the 3 steps a second that users of
 stable-dreamfusion report from an A100 come to. What is verified: docs/stable_diffusion.md.
+
+A hash grid in place of the MLP: --config.field=hash_grid, with the values of docs/fields.md.
 """
 
 from dreamjax.clock import Ramp
