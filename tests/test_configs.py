@@ -43,6 +43,7 @@ TASKS = {
     "ddpm_digits:likelihood": Likelihood,
     "ddpm_digits:sample": Sample,
     "ddpm_digits:tradeoff": Tradeoff,
+    "deepfloyd": Dream,
     "dream_fields": Dream,
     "guided_diffusion_sample": Sample,
     "objects_prior": TrainObjects,
