@@ -39,7 +39,7 @@ class Facing:
     """When and how the prior is asked which side of the object is its front."""
 
     after: Annotated[float, Range(0.0, 1.0, above=True, below=True)] = 0.5  # fraction of the run
-    draws: Annotated[int, Range(1, 256)] = 10  # noise draws a view and way round
+    draws: Annotated[int, Range(1, 256)] = 5  # noise draws a view and way round
     t_range: Annotated[tuple[Share, Share], Rising(strictly=True)] = (0.5, 0.9)  # fractions of T
     certain: NonNegative = 2.0  # standard errors by which another side must be likelier
 
