@@ -34,6 +34,8 @@ from dreamjax.settings import Range, settings
 SMALLEST_GRADIENT = 1e-4
 # Optical thickness on the guiding grid below which a ray goes through nothing.
 THIN_AIR = 1e-5
+# Rays times bins of the grid that are looked through together.
+RAY_BINS = 2**22
 # Optical thickness of a bin of the grid that counts at most: a surface may lie some bins further.
 THICKEST_BIN = 0.4
 
@@ -195,15 +197,15 @@ def render_rays(
     rays = Rays(*(leaf.reshape(count, *leaf.shape[len(batch) :]) for leaf in rays))
     shading = Shading(flat(shading.light_position, 1), *(flat(leaf, 0) for leaf in shading[1:]))
     near, far, hit = intersect_sphere(rays.origin, rays.direction, renderer.radius)
-    cdf = None
+    dist_edges = interval_edges(near, far, renderer.samples, jitter)
     if guide is not None:
-        cdf, thickness = _propose(guide, rays, near, far)
-        hit = hit & (thickness > THIN_AIR)
+        dist_edges, there = _guided_edges(guide, rays, near, far, jitter, renderer.samples)
+        hit = hit & there
 
     def march(args):
         return _march(matter_fn, *args, lam=lam, renderer=renderer, with_normals=with_normals)
 
-    args = rays, near, far, hit, jitter, cdf, shading
+    args = rays, dist_edges, hit, shading
     if renderer.chunk and count > renderer.chunk:
         seen = _skip_missing(march, args, hit, renderer.chunk)
     else:
@@ -223,14 +225,25 @@ def renderer_guide(
     return make_guide(matter_fn, renderer.cells, renderer.radius, lam)
 
 
-def _propose(guide, rays, near, far):
-    """(the distribution to draw intervals from, the optical thickness on the grid) of each ray."""
+def _guided_edges(guide, rays, near, far, jitter, samples):
+    """`interval_edges` drawn from the grid, and whether the grid has anything on the ray."""
     bins = 2 * guide.density.shape[0]
-    edges = interval_edges(near, far, bins, None)
-    tau = guided_density(guide, rays, near, far, bins) * jnp.diff(edges, axis=-1)
-    seen = jnp.minimum(tau, THICKEST_BIN)
-    weights, _ = compositing_weights(seen, jnp.arange(bins + 1.0))
-    return proposal(weights), jnp.sum(tau, axis=-1)
+
+    def some(args):
+        rays, near, far, jitter = args
+        edges = interval_edges(near, far, bins, None)
+        tau = guided_density(guide, rays, near, far, bins) * jnp.diff(edges, axis=-1)
+        seen = jnp.minimum(tau, THICKEST_BIN)
+        weights, _ = compositing_weights(seen, jnp.arange(bins + 1.0))
+        drawn = interval_edges(near, far, samples, jitter, proposal(weights))
+        return drawn, jnp.sum(tau, axis=-1) > THIN_AIR
+
+    def one(args):
+        return jax.tree.map(lambda leaf: leaf[0], some(jax.tree.map(lambda leaf: leaf[None], args)))
+
+    args, together = (rays, near, far, jitter), max(RAY_BINS // bins, 1)
+    # What is looked through together is in memory together.
+    return some(args) if len(near) <= together else jax.lax.map(one, args, batch_size=together)
 
 
 def _skip_missing(march, args, hit, chunk):
@@ -246,7 +259,7 @@ def _skip_missing(march, args, hit, chunk):
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
     def step(chunk_args):
-        return jax.lax.cond(jnp.any(chunk_args[3]), march, nothing, chunk_args)
+        return jax.lax.cond(jnp.any(chunk_args[2]), march, nothing, chunk_args)
 
     # Going through a chunk again for its gradient beats keeping every layer of every sample.
     seen = jax.lax.map(jax.checkpoint(step, prevent_cse=False), chunks)
@@ -254,9 +267,8 @@ def _skip_missing(march, args, hit, chunk):
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[back], seen)
 
 
-def _march(matter_fn, rays, near, far, hit, jitter, cdf, shading, *, lam, renderer, with_normals):
+def _march(matter_fn, rays, dist_edges, hit, shading, *, lam, renderer, with_normals):
     """Render a flat batch of rays [R] over black."""
-    dist_edges = interval_edges(near, far, renderer.samples, jitter, cdf)
     if renderer.frustum:
         mean, var = conical_frustum_gaussian(rays, dist_edges)
     else:
