@@ -158,6 +158,10 @@ class Dream(Scene, Run):
         camera = middle_camera(self.cameras, 0.0, self.reference.elevation)
         return Picture(rgb, mask, camera, depth)
 
+    def begin(self, state: DreamState) -> DreamState:
+        """The state before the first step, of one that nobody has looked at yet."""
+        return state
+
     def run(self, workdir: str | Path) -> None:
         """Distil the prompt, going on from the newest checkpoint in `workdir`, and export it.
 
@@ -217,7 +221,7 @@ def _start(task: Dream, frozen: Frozen, checkpoints: Checkpoints) -> DreamState:
     key = jax.random.key(task.seed)
     trained = task.objective.init(key, task.prior, frozen)
     state = init_state(key, task, trained, *_optimizers(task))
-    return checkpoints.restore_latest(state) or state
+    return checkpoints.restore_latest(state) or task.begin(state)
 
 
 def make_program(task: Dream, phase: Phase, devices) -> Callable:
