@@ -1,5 +1,7 @@
 """Pictures of a mesh by a plain z-buffer, for pages and documents."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
@@ -58,30 +60,16 @@ def _visible(
     scale = float(camera.focal) * size * inverse_depth
     screen = np.stack([local[:, 0] * scale, -local[:, 1] * scale], -1) + 0.5 * size - 0.5
     corners, inverse = screen[mesh.faces], inverse_depth[mesh.faces]
-    edge_1, edge_2 = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
-    area = edge_1[:, 0] * edge_2[:, 1] - edge_1[:, 1] * edge_2[:, 0]
-    low = np.clip(np.ceil(corners.min(1)), 0, size).astype(int)
-    high = np.clip(np.floor(corners.max(1)) + 1, 0, size).astype(int)
-    extent = np.maximum(high - low, 0)
     # Rows run downwards, so a face that is counter-clockwise from outside has a negative area.
-    front = np.flatnonzero((area < 0) & (extent.prod(1) > 0))
+    edge_1, edge_2 = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    front = np.flatnonzero(edge_1[:, 0] * edge_2[:, 1] < edge_1[:, 1] * edge_2[:, 0])
 
     nearest = np.full(size * size, -1)
     closeness = np.zeros(size * size)
     weights = np.zeros((size * size, 3))
-    ends = np.cumsum(extent[front].prod(1))
-    for group in np.split(front, np.flatnonzero(np.diff(ends // _PAIRS)) + 1):
-        count = extent[group].prod(1)
-        face = np.repeat(group, count)
-        index = np.arange(len(face)) - np.repeat(np.cumsum(count) - count, count)
-        x = low[face, 0] + index % extent[face, 0]
-        y = low[face, 1] + index // extent[face, 0]
-        dx, dy = x - corners[face, 0, 0], y - corners[face, 0, 1]
-        w1 = (dx * edge_2[face, 1] - dy * edge_2[face, 0]) / area[face]
-        w2 = (dy * edge_1[face, 0] - dx * edge_1[face, 1]) / area[face]
-        flat = np.stack([1.0 - w1 - w2, w1, w2], -1)
-        hit = (flat >= -1e-9).all(1)
-        face, pixel, flat = face[hit], (y * size + x)[hit], flat[hit] * inverse[face[hit]]
+    for face, pixel, flat in covered(corners[front], size):
+        face = front[face]
+        flat = flat * inverse[face]
         near = flat.sum(1)
         order = np.argsort(near, kind="stable")
         order = order[near[order] > closeness[pixel[order]]]
@@ -90,3 +78,33 @@ def _visible(
         closeness[pixel[order]] = near[order]
         weights[pixel[order]] = flat[order] / near[order, None]
     return nearest.reshape(size, size), weights.reshape(size, size, 3)
+
+
+def covered(
+    corners: Float[np.ndarray, "F 3 2"], size: int
+) -> Iterator[tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"], Float[np.ndarray, "n 3"]]]:
+    """The pixels of a `size` x `size` picture whose centres lie in triangles, some at a time.
+
+    `corners` are (column, row) of the triangles' corners, whole numbers at pixel centres. Yields
+    triangles, their pixels (row * size + column) and the pixels' barycentric weights. Triangles
+    without an area have none.
+    """
+    edge_1, edge_2 = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    area = edge_1[:, 0] * edge_2[:, 1] - edge_1[:, 1] * edge_2[:, 0]
+    low = np.clip(np.ceil(corners.min(1)), 0, size).astype(int)
+    high = np.clip(np.floor(corners.max(1)) + 1, 0, size).astype(int)
+    extent = np.maximum(high - low, 0)
+    drawn = np.flatnonzero((area != 0) & (extent.prod(1) > 0))
+    ends = np.cumsum(extent[drawn].prod(1))
+    for group in np.split(drawn, np.flatnonzero(np.diff(ends // _PAIRS)) + 1):
+        count = extent[group].prod(1)
+        face = np.repeat(group, count)
+        index = np.arange(len(face)) - np.repeat(np.cumsum(count) - count, count)
+        x = low[face, 0] + index % extent[face, 0]
+        y = low[face, 1] + index // extent[face, 0]
+        dx, dy = x - corners[face, 0, 0], y - corners[face, 0, 1]
+        w1 = (dx * edge_2[face, 1] - dy * edge_2[face, 0]) / area[face]
+        w2 = (dy * edge_1[face, 0] - dx * edge_1[face, 1]) / area[face]
+        weights = np.stack([1.0 - w1 - w2, w1, w2], -1)
+        hit = (weights >= -1e-9).all(1)
+        yield face[hit], (y * size + x)[hit], weights[hit]
