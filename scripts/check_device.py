@@ -206,9 +206,11 @@ def main() -> None:
         last_lines("\n".join(failed) or out, 20),
     ]
 
-    size = ["--config.repeats=1", "--config.batch_size=2", "--config.matmul=256"] if small else []
-    fast = ["--config.prior.dtype=bfloat16", "--config.batch_size=256", "--config.matmul=8192"]
-    flags = size or ([] if on_cpu else fast)
+    no_large = ["--config.sd15=none", "--config.tpu_v4=none"]
+    flags = ["--config.batch_size=256", "--config.matmul=8192", "--config.copy=1024"]
+    flags = no_large if on_cpu else flags
+    if small:
+        flags = [*no_large, "--config.repeats=1", "--config.batch_size=2", "--config.matmul=256"]
     bench = ["-m", "dreamjax.main", "--config=benchmark", f"--workdir={runs / 'benchmark'}", *flags]
     line, out = run("benchmark", bench, 130)
     table = runs / "benchmark" / "benchmark.md"

@@ -156,5 +156,7 @@ def test_the_papers_networks():
     assert dataclasses.replace(large, dtype="float32") == imagenet(64)
 
 
-def test_the_benchmark_dreams_as_the_toybox_does():
-    assert load_config("benchmark").dream == load_config("toybox")
+def test_the_benchmark_dreams_as_the_configs_do():
+    task = load_config("benchmark")
+    for name in ("toybox", "sd15", "tpu_v4"):
+        assert getattr(task, name) == load_config(name)
