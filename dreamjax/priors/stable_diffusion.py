@@ -7,10 +7,10 @@ schedule, what the UNet predicts, and the tokenizer.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +22,12 @@ from dreamjax.diffusion import schedule as schedules
 from dreamjax.diffusion.reverse import Parameterisation, unclipped
 from dreamjax.diffusion.schedule import Schedule
 from dreamjax.errors import UserError
+from dreamjax.nets import lora
 from dreamjax.nets.stable_diffusion.clip import CLIPText, CLIPTextConfig, TextStates
-from dreamjax.nets.stable_diffusion.unet import SDUNet, SDUNetConfig
+from dreamjax.nets.stable_diffusion.unet import CameraEmbedding, SDUNet, SDUNetConfig
 from dreamjax.nets.stable_diffusion.vae import AutoencoderKL, VAEConfig
 from dreamjax.nets.text import Text
-from dreamjax.priors import published, words
+from dreamjax.priors import lora_files, published, words
 from dreamjax.priors.base import Conditions, NetPrior, Prompt, decode_pixels, encode_pixels
 from dreamjax.priors.clip import token_ids
 from dreamjax.scene.views import Views
@@ -35,7 +36,9 @@ from dreamjax.settings import Dtype, Range, settings, short
 PARTS = ("unet", "vae", "text_encoder")
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}
 LARGEST_PICTURE = 4096  # pixels a side
+CAMERA_DIM = 16  # numbers of a camera-to-world matrix, which adapters are told
 Beta = Annotated[float, Range(0.0, 1.0, above=True, below=True)]
+LoraScale = Annotated[float, Range(-100.0, 100.0)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +48,8 @@ class StableDiffusionNets:
     Their parameters are {"unet", "vae", "text"} and, for the cheap way to encode alone,
     "rgb_to_latent" (`fit_rgb_to_latent`); `tokenizer` is a folder.
     """
+
+    PIPELINE: ClassVar[str] = "StableDiffusionPipeline"  # whose folders are of this kind
 
     unet: SDUNetConfig
     vae: VAEConfig
@@ -78,12 +83,14 @@ class StableDiffusionNets:
         keys = jax.random.split(key, 3)
         ids = jnp.zeros((1, self.text.max_position_embeddings), jnp.int32)
         size = 2 ** (len(self.vae.block_out_channels) - 1)
-        x, z = jnp.zeros((1, size, size, 3)), jnp.zeros((1, *self.shape))
-        tokens = jnp.zeros((1, 1, self.unet.cross_attention_dim))
+        rows, unet = self.unet.views, self.unet
+        x, z = jnp.zeros((1, size, size, 3)), jnp.zeros((rows, *self.shape))
+        t, tokens = jnp.zeros(rows, jnp.int32), jnp.zeros((rows, 1, unet.cross_attention_dim))
+        camera = jnp.zeros((rows, unet.camera_dim)) if unet.camera_dim else None
         nets = {
             "text": CLIPText(self.text).init(keys[0], ids),
             "vae": AutoencoderKL(self.vae).init(keys[1], x),
-            "unet": SDUNet(self.unet).init(keys[2], z, jnp.zeros(1, jnp.int32), tokens),
+            "unet": SDUNet(unet).init(keys[2], z, t, tokens, camera),
         }
         return {name: variables["params"] for name, variables in nets.items()}
 
@@ -134,22 +141,40 @@ class StableDiffusionNets:
         return decode_pixels(cast(Array, x).astype(jnp.float32))
 
     def predict(
-        self, params: PyTree, z_t: Float[Array, "b s s c"], t: Int[Array, " b"], condition: Text
+        self,
+        params: PyTree,
+        z_t: Float[Array, "b s s c"],
+        t: Int[Array, " b"],
+        condition: Text,
+        camera: Float[Array, "b k"] | None = None,
     ) -> Float[Array, "b s s c"]:
-        """The UNet's output, eps or v."""
+        """The UNet's output, eps or v; a camera is for a UNet whose parameters embed one."""
         unet = SDUNet(self.unet)
-        return cast(Array, unet.apply({"params": params["unet"]}, z_t, t, condition.tokens))
+        return cast(Array, unet.apply({"params": params["unet"]}, z_t, t, condition.tokens, camera))
+
+    @classmethod
+    def read_unet(cls, given: Mapping[str, Any]) -> SDUNetConfig:
+        """The UNet that its config.json describes; raises UserError for another network's."""
+        return SDUNetConfig.from_json(given)
+
+    def load_unet(self, folder: Path, wanted: PyTree) -> PyTree:
+        """The UNet's parameters of the shapes `wanted`; raises UserError as `published.load`."""
+        return published.load(folder, wanted)
 
 
 @settings
-class StableDiffusion(NetPrior):
-    """Stable Diffusion 1.x or 2.x, or a model of the same layout, as published for diffusers."""
+class LatentDiffusion(NetPrior):
+    """A prior whose networks a folder in the layout of diffusers describes."""
+
+    NETS: ClassVar[type[StableDiffusionNets]] = StableDiffusionNets
+    EXAMPLE: ClassVar[str] = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
     weights: str = ""  # a folder in the layout of diffusers, or a repository id, fetched once
+    lora: str = ""  # a safetensors file of a LoRA, of diffusers or kohya, merged when loading
+    lora_scale: LoraScale = 1.0  # how much of it
     dtype: Dtype = "float32"  # of the activations; float16 for GPUs, bfloat16 for TPUs
     remat: bool = False  # gradients recompute activations: less memory, more time
     fused: bool = False  # cuDNN's attention in the UNet: NVIDIA GPUs, half precision
-    interpolate_views: bool = False  # mix the texts of front, side and back by azimuth
     cheap_encoder: bool = True  # fit the cheap way to encode when loading; drawing needs none
 
     def __post_init__(self):
@@ -161,31 +186,40 @@ class StableDiffusion(NetPrior):
         """The folder of the model; raises UserError for one that cannot be had."""
         if not self.weights:
             raise UserError(
-                "StableDiffusion needs weights: name a folder or a repository id, as "
-                "--config.prior.weights=stable-diffusion-v1-5/stable-diffusion-v1-5"
+                f"{type(self).__name__} needs weights: name a folder or a repository id, as "
+                f"--config.prior.weights={self.EXAMPLE}"
             )
         return published.find(self.weights, PARTS)
 
     @functools.cached_property
     def net(self) -> StableDiffusionNets:
         """The networks that the folder describes; raises UserError for another model's."""
-        return describe(self.folder, self.dtype, self.remat, self.fused)
+        return describe(self.folder, self.dtype, self.remat, self.fused, self.NETS)
 
     def load(self) -> PyTree:
         """Float32 parameters; raises UserError for what is missing, damaged or does not fit."""
         shapes = weights.shapes_of(self.net)
         text = self.folder / "text_encoder"
         params = {
-            "unet": published.load(self.folder / "unet", shapes["unet"]),
+            "unet": self.net.load_unet(self.folder / "unet", shapes["unet"]),
             "vae": published.load(self.folder / "vae", shapes["vae"]),
             # CLIPTextModelWithProjection's, which the UNet is not told.
             "text": published.load(
                 text, shapes["text"], "text_model.", ("text_projection.weight",)
             ),
         }
+        if self.lora:
+            params = lora_files.merge_file(weights.resolved(self.lora), params, self.lora_scale)
         if self.cheap_encoder:
             params["rgb_to_latent"] = fit_rgb_to_latent(self.net, params)
         return params
+
+
+@settings
+class StableDiffusion(LatentDiffusion):
+    """Stable Diffusion 1.x or 2.x, or a model of the same layout, as published for diffusers."""
+
+    interpolate_views: bool = False  # mix the texts of front, side and back by azimuth
 
     def embed(self, params: PyTree, prompt: Prompt) -> words.ViewTexts:
         """The texts of all views; raises UserError for a prompt without a word in it."""
@@ -196,6 +230,35 @@ class StableDiffusion(NetPrior):
         """Each view's own text, of the nearest name or mixed, whatever it shows."""
         return words.condition(embedded, views, words.PAPER_VIEWS, self.interpolate_views)
 
+    def init_adapter(self, key: Key[Array, ""], params: PyTree, rank: int) -> PyTree:
+        """A LoRA on the UNet's attention and an embedding of cameras, which change nothing yet."""
+        key_lora, key_camera = jax.random.split(key)
+        embedding = CameraEmbedding(self.net.unet)
+        camera = embedding.init(key_camera, jnp.zeros((1, CAMERA_DIM)))["params"]
+        silent = jax.tree.map(jnp.zeros_like, camera["linear_2"])
+        return {
+            "lora": lora.init(key_lora, params["unet"], rank, _in_attention),
+            "camera_embedding": {**camera, "linear_2": silent},
+        }
+
+    def predict_adapted(
+        self,
+        params: PyTree,
+        adapter: PyTree,
+        z_t: Float[Array, "b s s c"],
+        t: Int[Array, " b"],
+        condition: Text,
+        camera: Float[Array, "b k"],
+    ) -> Float[Array, "b s s c"]:
+        """`predict` with the adapter's changes to the UNet, which is told cameras [B, 16]."""
+        unet = lora.merge(params["unet"], adapter["lora"])
+        unet |= {"camera_embedding": adapter["camera_embedding"]}
+        return self.net.predict({**params, "unet": unet}, z_t, t, condition, camera)
+
+
+def _in_attention(module: lora.Path) -> bool:
+    return "attn1" in module or "attn2" in module
+
 
 @functools.partial(jax.jit, static_argnums=0)
 def _token_embeddings(
@@ -205,25 +268,32 @@ def _token_embeddings(
     return cast(TextStates, CLIPText(config).apply({"params": params}, ids)).last
 
 
-def describe(folder: Path, dtype: str, remat: bool, fused: bool) -> StableDiffusionNets:
-    """The model that a folder's configs describe; raises UserError for one that this is not."""
+def describe(
+    folder: Path,
+    dtype: str,
+    remat: bool,
+    fused: bool,
+    nets: type[StableDiffusionNets] = StableDiffusionNets,
+) -> StableDiffusionNets:
+    """The model that a folder's configs describe; raises UserError for one that is not `nets`."""
     index = published.read_json(folder / "model_index.json")
     kind = index.get("_class_name", "model of no kind")
-    if kind != "StableDiffusionPipeline":
+    if kind != nets.PIPELINE:
         shown = kind if isinstance(kind, str) and len(kind) < 80 else short(kind)
-        raise UserError(f"{folder} is a {shown}, not a StableDiffusionPipeline")
+        raise UserError(f"{folder} is a {shown}, not a {nets.PIPELINE}")
     configs = {part: published.read_json(folder / part / "config.json") for part in PARTS}
     ours = {"dtype": dtype, "remat": remat}
     found = {}
-    for part, cls in zip(PARTS, (SDUNetConfig, VAEConfig, CLIPTextConfig), strict=True):
+    readers = (nets.read_unet, VAEConfig.from_json, CLIPTextConfig.from_json)
+    for part, read in zip(PARTS, readers, strict=True):
         try:
-            found[part] = cls.from_json(configs[part])
+            found[part] = read(configs[part])
         except UserError as error:
             raise UserError(f"{folder / part}: {error}") from error
     unet, vae, text = (found[part] for part in PARTS)
     _check_together(folder, unet, vae, text)
     schedule, prediction = read_schedule(folder)
-    return StableDiffusionNets(
+    return nets(
         unet=replace(unet, fused=fused, **ours),
         vae=replace(vae, **ours),
         text=text,

@@ -2,6 +2,8 @@
 
 Symbols: B latents of H x W or N places, C channels, text of L tokens of D channels. Products run in
 `dtype`, norms and softmax in float32. Modules and parameters have the published PyTorch names.
+With `views` more than 1, so many latents in a row are views of one thing, and the attention among
+places is among those of all of them (MVDream's 3D self-attention, arXiv 2308.16512 section 3.1).
 """
 
 import flax.linen as nn
@@ -65,6 +67,7 @@ class TransformerBlock(nn.Module):
     heads: int
     dtype: str
     fused: bool
+    views: int = 1
 
     @nn.compact
     def __call__(
@@ -76,8 +79,9 @@ class TransformerBlock(nn.Module):
             layer = nn.LayerNorm(1e-5, jnp.float32, use_fast_variance=False, name=name)
             return layer(x).astype(self.dtype)
 
-        h = norm("norm1")
-        x = x + Attention(self.heads, self.dtype, self.fused, name="attn1")(h, h)
+        h = norm("norm1").reshape(-1, self.views * x.shape[1], x.shape[2])
+        among = Attention(self.heads, self.dtype, self.fused, name="attn1")(h, h)
+        x = x + among.reshape(x.shape)
         x = x + Attention(self.heads, self.dtype, self.fused, name="attn2")(norm("norm2"), tokens)
         return x + FeedForward(self.dtype, name="ff")(norm("norm3"))
 
@@ -94,6 +98,7 @@ class Transformer(nn.Module):
     groups: int
     dtype: str
     fused: bool
+    views: int = 1
 
     @nn.compact
     def __call__(
@@ -109,7 +114,8 @@ class Transformer(nn.Module):
 
         h = group_norm(self.groups, 1e-6, "norm")(x)
         h = project("proj_in")(h).reshape(b, -1, c)
-        h = TransformerBlock(self.heads, self.dtype, self.fused, name="transformer_blocks_0")(
-            h, tokens
+        block = TransformerBlock(
+            self.heads, self.dtype, self.fused, self.views, name="transformer_blocks_0"
         )
+        h = block(h, tokens)
         return x + project("proj_out")(h.reshape(x.shape))

@@ -1,9 +1,10 @@
 """Stable Diffusion's UNet: noisy latents, timestep and text to eps or v (arXiv 2112.10752).
 
-One network for 1.x and 2.x, base and v-prediction; they differ in the numbers of `SDUNetConfig`
-alone. It is the ADM UNet (`nets.adm`) with transformers that read the text after the residual
-blocks. Symbols: B latents of H x W places, C channels at one level, E = 4 x `block_out_channels[0]`
-of the time embedding, text of L tokens of D channels. Modules and parameters have the published
+One network for 1.x and 2.x, base and v-prediction, and for MVDream (arXiv 2308.16512), which sees
+several views of one thing together; they differ in the numbers of `SDUNetConfig` alone. It is the
+ADM UNet (`nets.adm`) with transformers that read the text after the residual blocks. Symbols: B
+latents of H x W places, C channels at one level, E = 4 x `block_out_channels[0]` of the time
+embedding, text of L tokens of D channels, K of a camera. Modules and parameters have the published
 PyTorch names.
 """
 
@@ -67,7 +68,9 @@ class SDUNetConfig:
     `sample_size` is the side of the latents that it was trained on, `cross_attention_dim` D of the
     text. `attends`: whether a level has transformers; `heads` of their attention. `remat`
     recomputes blocks on the way back instead of keeping their insides, `fused` is cuDNN's attention
-    (NVIDIA GPUs from Ampere on, half precision). Raises UserError for sizes that do not fit.
+    (NVIDIA GPUs from Ampere on, half precision). With `views` more than 1, so many latents in a row
+    are views of one thing. `camera_dim` is K where the network was trained on cameras, else 0.
+    Raises UserError for sizes that do not fit.
     """
 
     sample_size: int = 64
@@ -84,6 +87,8 @@ class SDUNetConfig:
     dtype: str = "float32"
     remat: bool = False
     fused: bool = False
+    views: int = 1
+    camera_dim: int = 0
 
     def __post_init__(self):
         levels = len(self.block_out_channels)
@@ -150,6 +155,7 @@ def _transformer(config: SDUNetConfig, level: int, i: int) -> nn.Module:
         config.norm_num_groups,
         config.dtype,
         config.fused,
+        config.views,
         name=f"attentions_{i}",
     )
 
@@ -226,6 +232,22 @@ class TimeEmbedding(nn.Module):
         return nn.Dense(4 * width, name="linear_2")(nn.silu(cond))
 
 
+class CameraEmbedding(nn.Module):
+    """A camera through two layers, in float32, to be added to the time embedding.
+
+    MVDream was trained with one; variational score distillation trains one.
+    """
+
+    config: SDUNetConfig
+
+    @nn.compact
+    def __call__(self, camera: Float[Array, "b k"]) -> Float[Array, "b e"]:
+        """Embed cameras [B, K]."""
+        width = 4 * self.config.block_out_channels[0]
+        cond = nn.Dense(width, name="linear_1")(camera)
+        return nn.Dense(width, name="linear_2")(nn.silu(cond))
+
+
 class SDUNet(nn.Module):
     """Noisy latents, timesteps and text to a prediction of the latents' shape."""
 
@@ -237,18 +259,26 @@ class SDUNet(nn.Module):
         x: Float[Array, "b h w c"],
         t: Num[Array, " b"],
         tokens: Float[Array, "b l d"],
+        camera: Float[Array, "b k"] | None = None,
     ) -> Float[Array, "b h w c2"]:
         """Predict eps or v, float32, from latents scaled to about unit variance, t and tokens.
 
-        Raises UserError for H or W that are no multiple of `config.multiple`.
+        There is an embedding of cameras where they are given. Raises UserError for H or W that are
+        no multiple of `config.multiple`, and for B that is none of `config.views`.
         """
         config = self.config
+        if len(x) % config.views:
+            raise UserError(
+                f"the network sees {config.views} views together; {len(x)} are no multiple of that"
+            )
         if x.shape[1] % config.multiple or x.shape[2] % config.multiple:
             raise UserError(
                 f"latents of {x.shape[1]} x {x.shape[2]} places; both must divide by "
                 f"{config.multiple}"
             )
         cond = TimeEmbedding(config, name="time_embedding")(t)
+        if camera is not None:
+            cond = cond + CameraEmbedding(config, name="camera_embedding")(camera)
         tokens = tokens.astype(config.dtype)
         conv_in = nn.Conv(config.block_out_channels[0], (3, 3), dtype=config.dtype, name="conv_in")
         skips = [conv_in(x)]
