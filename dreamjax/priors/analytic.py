@@ -11,7 +11,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dreamjax.diffusion.reverse import Parameterisation, unclipped
 from dreamjax.diffusion.schedule import Schedule, cosine, extract, linear
@@ -119,7 +119,27 @@ class Analytic:
 
         Or the x_0 or v of that eps, where `prediction` says so.
         """
-        mu = condition.tokens[:, 0].reshape(z_t.shape)
+        return self._answer(condition.tokens[:, 0].reshape(z_t.shape), params.var, z_t, t)
+
+    def init_adapter(self, key: Key[Array, ""], params: AnalyticParams, rank: int) -> PyTree:
+        """Another mean and variance in every place, at first the same; `rank` is not used."""
+        zeros = jnp.zeros(self.shape)
+        return {"shift": zeros, "log_scale": zeros}
+
+    def predict_adapted(
+        self,
+        params: AnalyticParams,
+        adapter: PyTree,
+        z_t: Float[Array, "b s s 3"],
+        t: Int[Array, " b"],
+        condition: Text,
+        camera: Float[Array, "b k"],
+    ) -> Float[Array, "b s s 3"]:
+        """What is right for data of mean mu + shift and variance var exp(log_scale)."""
+        mu = condition.tokens[:, 0].reshape(z_t.shape) + adapter["shift"]
+        return self._answer(mu, params.var * jnp.exp(adapter["log_scale"]), z_t, t)
+
+    def _answer(self, mu: Array, var: Array, z_t: Array, t: Array) -> Array:
         scale, sigma, alpha_bar, noise_variance = (
             extract(values, t, z_t.ndim)
             for values in (
@@ -129,6 +149,6 @@ class Analytic:
                 self.schedule.variance,
             )
         )
-        standard = (z_t - scale * mu) / (alpha_bar * params.var + noise_variance)
-        eps, x_0 = sigma * standard, mu + scale * params.var * standard
+        standard = (z_t - scale * mu) / (alpha_bar * var + noise_variance)
+        eps, x_0 = sigma * standard, mu + scale * var * standard
         return {"eps": eps, "x0": x_0, "v": scale * eps - sigma * x_0}[self.prediction]

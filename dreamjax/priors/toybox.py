@@ -23,6 +23,7 @@ from dreamjax import weights
 from dreamjax.diffusion.reverse import Parameterisation
 from dreamjax.diffusion.schedule import Schedule, cosine
 from dreamjax.errors import UserError
+from dreamjax.nets import lora
 from dreamjax.nets.text import Text, TextConfig, TextEncoder
 from dreamjax.nets.unet import UNet, UNetConfig
 from dreamjax.priors import words
@@ -169,6 +170,23 @@ class Toybox(NetPrior):
     def condition(self, embedded: words.ViewTexts, views: Views) -> Conditions:
         """Each view's own text, of the nearest name; without colours where it shows shape alone."""
         return words.condition(embedded, views, self.net.view_names)
+
+    def init_adapter(self, key: Key[Array, ""], params: PyTree, rank: int) -> PyTree:
+        """A LoRA on every kernel of the UNet, which changes nothing yet."""
+        return lora.init(key, params["unet"], rank, lambda module: True)
+
+    def predict_adapted(
+        self,
+        params: PyTree,
+        adapter: PyTree,
+        z_t: Float[Array, "b h w 3"],
+        t: Int[Array, " b"],
+        condition: Text,
+        camera: Float[Array, "b k"],
+    ) -> Float[Array, "b h w 3"]:
+        """`predict` with the adapter's changes; the words for views are what it has of a camera."""
+        unet = lora.merge(params["unet"], adapter)
+        return self.net.predict({**params, "unet": unet}, z_t, t, condition)
 
 
 def colorless(text: str) -> str:
