@@ -8,12 +8,10 @@ benchmark's own, as --config.repeats=3 or --config.sd15=none.
 
 import gc
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
-import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,19 +21,16 @@ from dreamjax.errors import UserError  # noqa: E402
 from dreamjax.main import load_config, override  # noqa: E402
 from dreamjax.priors.base import Prompt  # noqa: E402
 from dreamjax.tasks import benchmark  # noqa: E402
-from dreamjax.tasks.benchmark import Benchmark, Row, dream_programs, measure, runnable  # noqa: E402
+from dreamjax.tasks.benchmark import (  # noqa: E402
+    Benchmark,
+    Row,
+    dream_programs,
+    measure,
+    runnable,
+    timed,
+)
 from dreamjax.tasks.dream import Dream  # noqa: E402
 from tests.parity import torch_dream, torch_priors  # noqa: E402
-
-
-def time_torch(call: Callable, repeats: int) -> float:
-    """Median seconds of a call after the first, no longer than ours are timed."""
-    seconds = []
-    while len(seconds) <= repeats and (len(seconds) < 2 or sum(seconds) < benchmark.LONGEST):
-        began = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - began)
-    return float(np.median(seconds[1:]))
 
 
 def toybox_side(task: Dream):
@@ -120,7 +115,7 @@ def measured(name: str, task: Dream, repeats: int) -> Iterator[tuple[Row, float 
             print(f"{program.name} needs {row / 2**30:.1f} GiB of memory: left out", flush=True)
             continue
         ends = [end for end in calls if program.name.endswith(end) and "rays" not in program.name]
-        seconds = time_torch(calls[ends[0]], repeats) if ends else None
+        seconds = timed(calls[ends[0]], (), repeats, goes_on=False) if ends else None
         gc.collect()
         other = f", PyTorch {seconds:.4g} s" if seconds else ""
         print(f"{row.name}: {row.seconds:.4g} s{other}", flush=True)

@@ -285,13 +285,15 @@ def runnable(task: Dream) -> Dream:
         task = dataclasses.replace(task, prior=UntrainedStableDiffusion(**given))
     if jax.default_backend() != "cpu":
         return task
-    wide = {"dtype": "float32"} | ({"fused": False} if hasattr(task.prior, "fused") else {})
-    return dataclasses.replace(
-        task,
-        steps_per_dispatch=1,
-        prior=dataclasses.replace(cast(Any, task.prior), **wide),
-        field=dataclasses.replace(cast(Any, task.field), dtype="float32"),
-    )
+    wide = _in_float32(task.prior), _in_float32(task.field)
+    return dataclasses.replace(task, steps_per_dispatch=1, prior=wide[0], field=wide[1])
+
+
+def _in_float32(part: Any) -> Any:
+    """A prior or a field without 16-bit arithmetic, where it has a choice."""
+    names = {field.name for field in dataclasses.fields(part)}
+    changes = {"dtype": "float32", "fused": False}
+    return dataclasses.replace(part, **{n: v for n, v in changes.items() if n in names})
 
 
 def training_program(count: int) -> Program:
@@ -340,14 +342,9 @@ def measure(program: Program, repeats: int) -> Row | float:
     if memory > _memory_here():
         return float(memory)
     operations = count_operations(program.counted or function, *program.args)
-    args, seconds = filled(program.args, compiled), []
-    while len(seconds) <= repeats and (len(seconds) < 2 or sum(seconds) < LONGEST):
-        began = time.perf_counter()
-        result = jax.block_until_ready(compiled(*args))
-        seconds.append(time.perf_counter() - began)
-        args = (result[0], *args[1:]) if program.goes_on else args
-    median = float(np.median(seconds[1:])) / program.steps
-    return Row(program.name, program.dtype, median, operations, traffic, memory)
+    args = filled(program.args, compiled)
+    seconds = timed(compiled, args, repeats, program.goes_on) / program.steps
+    return Row(program.name, program.dtype, seconds, operations, traffic, memory)
 
 
 def _memory_here() -> float:
@@ -436,18 +433,21 @@ def measure_ceilings(side: int, mebibytes: int, repeats: int) -> Ceilings:
         products[dtype] = 2.0 * side**3 / seconds
     x = jnp.ones(mebibytes * 2**18, jnp.float32)
     count = 2.0 * x.nbytes
-    seconds = timed(jax.jit(lambda x: x + 1.0, donate_argnums=0), (x,), repeats, goes_on=True)
-    return Ceilings(products, count / seconds)
+    copy = jax.jit(lambda x: (x + 1.0,), donate_argnums=0)
+    return Ceilings(products, count / timed(copy, (x,), repeats, goes_on=True))
 
 
 def timed(function: Callable, args: tuple, repeats: int, goes_on: bool) -> float:
-    """Median seconds of a call after the first; with `goes_on` each takes the last one's result."""
+    """Median seconds of a call after the first; fewer than `repeats` of long ones.
+
+    With `goes_on` the first of a call's results is the first argument of the next.
+    """
     seconds = []
-    for _ in range(repeats + 1):
+    while len(seconds) <= repeats and (len(seconds) < 2 or sum(seconds) < LONGEST):
         began = time.perf_counter()
         result = jax.block_until_ready(function(*args))
         seconds.append(time.perf_counter() - began)
-        args = (result,) if goes_on else args
+        args = (result[0], *args[1:]) if goes_on else args
     return float(np.median(seconds[1:]))
 
 

@@ -1,7 +1,10 @@
 """The benchmark's arithmetic; its timings are the machine's own."""
 
 import re
+import shutil
+import subprocess
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -118,6 +121,7 @@ def test_ceilings():
     assert ceilings.products["float32"] > 1e6 and ceilings.copy > 1e6
 
 
+@pytest.mark.slow
 def test_stable_diffusion_without_weights_is_of_the_published_size():
     task = runnable(load_config("sd15"))
     prior = task.prior
@@ -127,6 +131,43 @@ def test_stable_diffusion_without_weights_is_of_the_published_size():
     shapes = prior.load()
     assert sum(x.size for x in jax.tree.leaves(shapes["unet"])) == 859_520_964
     assert prior.embed(shapes, None).texts.tokens.shape == (4, 77, 768)
+
+
+def script(folder, *args):
+    """`scripts/benchmark` with a Python that only notes what it is called with, and these notes."""
+    scripts = Path(__file__).resolve().parents[2] / "scripts"
+    shutil.copytree(scripts, folder / "scripts", dirs_exist_ok=True)
+    for name in ("setup.cfg", "pyproject.toml", "constraints.txt"):
+        (folder / name).touch()
+    python = folder / ".venv/bin/python"
+    python.parent.mkdir(parents=True, exist_ok=True)
+    python.write_text(f'#!/bin/bash\necho "$@" >>{folder}/calls\n')
+    python.chmod(0o755)
+    done = subprocess.run([folder / "scripts/benchmark", *args], capture_output=True, text=True)
+    calls = folder / "calls"
+    return done, calls.read_text().splitlines() if calls.exists() else []
+
+
+@pytest.mark.parametrize(
+    ("args", "extra", "called"),
+    [
+        ([], ".", "-m dreamjax.main --config=benchmark --workdir=runs/benchmark"),
+        (["--against", "torch", "--config.repeats=2"], ".[parity]", "--config.repeats=2"),
+        (["--against=torch"], ".[parity]", "scripts/against_torch.py"),
+    ],
+)
+def test_the_script_compares_where_it_is_asked_to(tmp_path, args, extra, called):
+    done, (install, run) = script(tmp_path, *args)
+    assert done.returncode == 0, done.stderr
+    assert f"--editable {extra} " in install and run.endswith(called)
+    assert run.startswith("scripts/against_torch.py" if args else "-m dreamjax.main")
+
+
+@pytest.mark.parametrize("args", [["--against"], ["--against", "jax"], ["--against=jax"]])
+def test_the_script_knows_no_other_library(tmp_path, args):
+    done, calls = script(tmp_path, *args)
+    assert done.returncode == 2 and not calls and "there is torch" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.slow
