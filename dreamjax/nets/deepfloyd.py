@@ -106,14 +106,13 @@ class IFUNetConfig:
         levels = len(self.block_out_channels)
         if len(self.attends) != levels:
             raise UserError(f"attends {self.attends} must be of {levels} levels")
-        divisors = {"norm_num_groups": self.norm_num_groups}
-        divisors["attention_head_dim"] = self.attention_head_dim
+        groups, head = self.norm_num_groups, self.attention_head_dim
         for width in self.block_out_channels:
-            for name, divisor in (*divisors.items(), ("2", 2)):
-                if width % divisor:
-                    raise UserError(
-                        f"a level of {width} channels; it must divide by {name} {divisor}"
-                    )
+            if width % groups or width % head or width % 2:
+                raise UserError(
+                    f"a level of {width} channels; they must divide by 2, by {groups} groups and "
+                    f"into heads of {head}"
+                )
         if self.cross_attention_dim % TEXT_GROUPS:
             wide = self.cross_attention_dim
             raise UserError(f"cross_attention_dim is {wide}: it must divide by {TEXT_GROUPS}")

@@ -240,8 +240,11 @@ def token_ids(folder: Path, texts: Sequence[str], vocabulary: int) -> Int[np.nda
     tokenizer = _tokenizer(folder)
     ids = np.full((len(texts), LENGTH), PAD, np.int32)
     for row, text in zip(ids, texts, strict=True):
-        found = tokenizer.encode(text.lower().strip(), add_special_tokens=False).ids[: LENGTH - 1]
-        row[: len(found) + 1] = [*found, END]
+        try:
+            found = tokenizer.encode(text.lower().strip(), add_special_tokens=False).ids
+        except Exception as error:  # the tokenizers library raises bare ones
+            raise UserError(f"{folder}: the tokenizer cannot tokenize: {_line(error)}") from error
+        row[: len(found) + 1] = [*found[: LENGTH - 1], END]
     if ids.max() >= vocabulary:
         raise UserError(
             f"{folder}: the tokenizer knows more than vocab_size tokens: {ids.max()} is one, "
@@ -267,8 +270,7 @@ def _tokenizer(folder: Path) -> Any:
         tokenizer.no_truncation()
         return tokenizer
     except Exception as error:  # the tokenizers library raises bare ones
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"cannot read the tokenizer {path}: {reason}") from error
+        raise UserError(f"cannot read the tokenizer {path}: {_line(error)}") from error
 
 
 def _sentencepiece(path: Path) -> Any:
@@ -286,3 +288,7 @@ def _sentencepiece(path: Path) -> Any:
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
     )
     return tokenizer
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
