@@ -95,7 +95,8 @@ class Vsd(Sds):
         eps_hat = self.predict(prior, frozen, noised, views).eps_hat
         asked = (prior.condition(frozen.embedded, views).cond, camera_matrix(views.camera))
         asked = jax.tree.map(lambda x: jnp.repeat(x, self.draws, axis=0), asked)
-        output = prior.predict_adapted(frozen.params, trained, noised.z_t, noised.t, *asked)
+        adapter = jax.lax.stop_gradient(trained)
+        output = prior.predict_adapted(frozen.params, adapter, noised.z_t, noised.t, *asked)
         p, output = prior.parameterisation, output.astype(jnp.float32)
         eps_adapted = predicted_eps(prior.schedule, p, noised.z_t, noised.t, output)
         w = self.weighting(prior.schedule, noised.t).reshape(-1, *[1] * (z_0.ndim - 1))
