@@ -20,6 +20,7 @@ from packaging.utils import canonicalize_name
 import dreamjax
 
 ROOT = Path(__file__).resolve().parents[1]
+OPTIONAL = ("diffusion", "texture", "train")
 NOT_IMPORTED = {
     "array-record": "tensorflow_datasets reads and writes its files by it",
     "importlib-resources": "tensorflow_datasets imports it without declaring it",
@@ -102,7 +103,7 @@ def imported(*folders: str) -> dict[str, list[str]]:
 def test_all_that_is_imported_is_declared():
     package = imported("dreamjax", "configs")
     assert len(package) > 15, "hardly any import was found: the walk is broken"
-    missing = package.keys() - declared().keys() - declared("diffusion", "train").keys()
+    missing = package.keys() - declared().keys() - declared(*OPTIONAL).keys()
     assert not missing, {name: package[name][:3] for name in missing}
     tests = imported("tests")
     missing = tests.keys() - declared().keys() - declared("test", "parity", "notebooks").keys()
@@ -113,20 +114,21 @@ def test_all_that_is_declared_is_used():
     package = imported("dreamjax", "configs").keys()
     unused = declared().keys() - package - NOT_IMPORTED.keys()
     assert not unused
-    assert not declared("diffusion", "train").keys() - package
+    assert not declared(*OPTIONAL).keys() - package
     tests = imported("tests", "scripts").keys() | package
     assert not declared("test", "parity").keys() - tests - TOOLS
 
 
 def test_no_extra_is_installed_by_default():
-    assert not declared().keys() & declared("diffusion", "train").keys()
+    assert not declared().keys() & declared(*OPTIONAL).keys()
 
 
 def test_a_dream_needs_no_extra():
     """Every config is built, and every task imported, where what the extras install is missing."""
     modules = [m for m, names in distributions().items() for name in names
-               if canonicalize_name(name) in declared("diffusion", "train")]  # fmt: skip
-    assert {"sklearn", "matplotlib", "numba", "trimesh"} <= set(modules)
+               if canonicalize_name(name) in declared(*OPTIONAL)]  # fmt: skip
+    modules.append("xatlas")  # an extension alone, which Python 3.11 does not list
+    assert {"sklearn", "matplotlib", "numba", "trimesh", "xatlas"} <= set(modules)
     code = f"""
 import importlib, pkgutil, sys
 for name in {modules!r}:
@@ -146,7 +148,7 @@ print(len(config_names()))
 
 def test_every_requirement_is_pinned_at_or_above_its_floor():
     pins = {canonicalize_name(pin.name): pin for pin in map(Requirement, constraints())}
-    wanted = declared() | declared("test", "notebooks") | declared("diffusion", "train")
+    wanted = declared() | declared("test", "notebooks") | declared(*OPTIONAL)
     assert not wanted.keys() - pins.keys(), "not in constraints.txt"
     for name, requirement in wanted.items():
         (version,) = (spec.version for spec in pins[name].specifier)

@@ -8,7 +8,19 @@ from dreamjax.export.mesh_sheet import MeshSheet
 from dreamjax.export.obj import Obj
 from dreamjax.export.ply import Ply
 from dreamjax.export.report import Report
+from dreamjax.export.textured_glb import TexturedGlb
+from dreamjax.export.textured_obj import TexturedObj
 from dreamjax.export.turntable import Turntable
 from dreamjax.export.views import Views
 
-__all__ = ["Glb", "MeshSheet", "Obj", "Ply", "Report", "Turntable", "Views"]
+__all__ = [
+    "Glb",
+    "MeshSheet",
+    "Obj",
+    "Ply",
+    "Report",
+    "TexturedGlb",
+    "TexturedObj",
+    "Turntable",
+    "Views",
+]

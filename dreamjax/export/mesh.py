@@ -6,11 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from dreamjax.errors import UserError
-from dreamjax.export.gltf import Mesh, decode_glb, encode_glb, to_y_up
-from dreamjax.workdir import write_bytes
+from dreamjax.export.gltf import Mesh, TexturedMesh, decode_glb, encode_glb, to_y_up
+from dreamjax.export.sheet import write_png
+from dreamjax.workdir import write_bytes, write_text
 
 TAKING = "taking the mesh from the field"
 """What exporters that need the mesh say first."""
+BAKING = "laying the mesh out flat and baking its texture"
+"""What exporters that need a texture say first."""
 
 
 def write_mesh(path: str | Path, mesh: Mesh) -> None:
@@ -37,7 +40,27 @@ def read_mesh(path: str | Path) -> Mesh:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, LookupError, TypeError, struct.error) as error:
-        raise UserError(f"{path} is no mesh that dreamjax wrote") from error
+        raise UserError(f"{path} is no mesh with vertex colours that dreamjax wrote") from error
+
+
+def write_textured_obj(path: str | Path, mesh: TexturedMesh) -> list[Path]:
+    """Write a mesh as OBJ, y up with the front at +z, with its MTL and PNG beside it.
+
+    They have the same name but for the suffix. Returns the three paths; raises UserError where one
+    cannot be written.
+    """
+    path = Path(path)
+    material, picture = path.with_suffix(".mtl"), path.with_suffix(".png")
+    write_png(picture, mesh.picture)
+    lines = ["newmtl texture", "Kd 1 1 1", "Ks 0 0 0", "illum 1", f"map_Kd {picture.name}"]
+    write_text(material, "\n".join(lines) + "\n")
+    lines = ["# y up, front at +z", f"mtllib {material.name}", "usemtl texture"]
+    lines += ["v {:.6g} {:.6g} {:.6g}".format(*position) for position in to_y_up(mesh.vertices)]
+    lines += [f"vt {u:.6f} {1.0 - v:.6f}" for u, v in mesh.uv]
+    lines += ["vn {:.4f} {:.4f} {:.4f}".format(*normal) for normal in to_y_up(mesh.normals)]
+    lines += ["f {0}/{0}/{0} {1}/{1}/{1} {2}/{2}/{2}".format(*face) for face in mesh.faces + 1]
+    write_text(path, "\n".join(lines) + "\n")
+    return [path, material, picture]
 
 
 def _encode_obj(mesh: Mesh) -> bytes:

@@ -4,26 +4,27 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Array, Float, Num, UInt8
 
 from dreamjax.errors import UserError
 from dreamjax.export.chunks import in_chunks
-from dreamjax.export.gltf import Mesh
+from dreamjax.export.gltf import Mesh, TexturedMesh
 from dreamjax.export.mesh import write_mesh
 from dreamjax.export.progress import progress
 from dreamjax.export.sheet import to_uint8, write_png
 from dreamjax.export.surface import Surface
 from dreamjax.export.video import write_video
 from dreamjax.scene.render import Rendering
-from dreamjax.settings import Count, Pixels, Real, convert
+from dreamjax.settings import Count, Pixels, Range, Real, convert
 
 PointsFn = Callable[
     [Float[np.ndarray, "N 3"]], tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N 3"]]
 ]
 PictureFn = Callable[[float, float, int], Rendering]
+TextureSize = Annotated[int, Range(16, 8192)]  # pixels a side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +105,25 @@ class Object3D:
         if isinstance(self._extraction, str):
             raise UserError(self._extraction)
         return self._extraction
+
+    def textured(self, size: int = 1024) -> TexturedMesh:
+        """The mesh with its colours in a picture of `size` x `size` pixels.
+
+        It is made once for each size. Raises UserError where there is no mesh, for a size that
+        cannot be, where xatlas is not installed, and where there is not the memory.
+        """
+        size = convert(TextureSize, size, "size")
+        if size not in self._textured:
+            # Here for the same reason as `extract_mesh`.
+            from dreamjax.export.texture import textured
+
+            spacing = 2.0 * self.radius / (self.surface.resolution - 1)
+            self._textured[size] = textured(self.mesh, self.query, spacing, size)
+        return self._textured[size]
+
+    @functools.cached_property
+    def _textured(self) -> dict[int, TexturedMesh]:
+        return {}
 
     @property
     def no_mesh(self) -> str:
