@@ -21,6 +21,7 @@ from dreamjax.tasks.benchmark import Benchmark
 from dreamjax.tasks.dream import Dream, make_update
 from dreamjax.tasks.evaluate import Evaluate
 from dreamjax.tasks.likelihood import Likelihood
+from dreamjax.tasks.refine import Refine
 from dreamjax.tasks.sample import Sample
 from dreamjax.tasks.tradeoff import Tradeoff
 from dreamjax.tasks.train_classifier import TrainClassifier
@@ -50,6 +51,7 @@ TASKS = {
     "objects_prior": TrainObjects,
     "prolificdreamer": Dream,
     "r_precision": Evaluate,
+    "refine": Refine,
     "sd15": Dream,
     "sd21": Dream,
     "sd_sample": Sample,

@@ -125,7 +125,7 @@ def test_haze_is_seen_as_with_even_samples():
     np.testing.assert_allclose(guided.opacity, exact.opacity, atol=2e-3)
 
 
-def test_rays_through_nothing_show_the_background_and_no_chunk_changes_a_ray():
+def test_rays_through_nothing_show_the_background_and_no_chunk_changes_a_ray(monkeypatch):
     rays = camera_rays(CAMERA, 16)
     guide = jax.jit(lambda: renderer_guide(hard_ball, GUIDED, LAM))()
 
@@ -135,6 +135,10 @@ def test_rays_through_nothing_show_the_background_and_no_chunk_changes_a_ray():
     whole = seen(dataclasses.replace(GUIDED, chunk=0))
     chunks = seen(dataclasses.replace(GUIDED, chunk=37))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole, chunks)
+    # So do the rays that look through the grid together.
+    monkeypatch.setattr(render, "RAY_BINS", 23 * 2 * GUIDED.cells)
+    few = seen(dataclasses.replace(GUIDED, chunk=41))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole, few)
     missed = np.asarray(whole.opacity) == 0.0
     assert 0.3 < np.mean(missed) < 0.95
     np.testing.assert_array_equal(
