@@ -181,7 +181,7 @@ class MVDream(LatentDiffusion):
         Raises UserError for a prompt without a word in it.
         """
         texts = [words.read_prompt(prompt.text), prompt.negative.strip()]
-        return self.net.embed_texts(params, texts).text
+        return cast(MultiView, self.net.embed_texts(params, texts)).text
 
     def condition(self, embedded: Text, views: Views) -> Conditions:
         """The prompt, and the null text, with each view's camera.
