@@ -336,7 +336,7 @@ def measure(program: Program, repeats: int) -> Row | float:
     function = program.function
     function = function if hasattr(function, "lower") else jax.jit(function)
     compiled = function.lower(*program.args).compile()
-    plan = compiled.memory_analysis()
+    plan: Any = compiled.memory_analysis()
     traffic = plan.argument_size_in_bytes + plan.output_size_in_bytes
     memory = traffic + plan.temp_size_in_bytes - plan.alias_size_in_bytes
     if memory > _memory_here():
@@ -389,7 +389,7 @@ def _operations(jaxpr: Any) -> float:
             sums = math.prod(left[axis] for axis in contracted)
             total += 2.0 * equation.outvars[0].aval.size * sums
         elif name == "conv_general_dilated":
-            total += 2.0 * _convolution(*(v.aval.shape for v in equation.invars), equation)
+            total += 2.0 * _convolution(equation)
         elif name == "cond":
             total += max(_operations(branch.jaxpr) for branch in params["branches"])
         else:
@@ -398,8 +398,9 @@ def _operations(jaxpr: Any) -> float:
     return total
 
 
-def _convolution(image: tuple, kernel: tuple, equation: Any) -> float:
+def _convolution(equation: Any) -> float:
     """Products of a convolution, without those with zeros around and between the inputs."""
+    image, kernel = (given.aval.shape for given in equation.invars)
     params, out = equation.params, equation.outvars[0].aval.shape
     places = params["dimension_numbers"]
     (batch, features, *_), (_, inputs, *_) = places.out_spec, places.rhs_spec
