@@ -189,6 +189,7 @@ def test_weights_at_their_limits():
     np.testing.assert_allclose(three, weight(np.float32([0.03])), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_as_the_variance_falls_finer_levels_come_in(params):
     mean = jnp.float32(RNG.uniform(-1, 1, size=(500, 3)))
     spread = []
@@ -244,6 +245,7 @@ def test_any_batch_shape(params):
     np.testing.assert_allclose(one.log_density, out.log_density[1, 2, 3], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_step_of_adam_moves_features_by_the_rate(rate=10.0):
     """Whatever the gradient: at a vertex all of a step is one entry's."""
     field = dataclasses.replace(FIELD, rate=rate, levels=1, coarsest=2, finest=2)

@@ -93,6 +93,7 @@ def test_it_starts_as_a_sphere():
     assert np.isfinite(normals(FIELD, params, jnp.zeros((300, 3)), var)).all()
 
 
+@pytest.mark.slow
 def test_what_is_learnt_moves_the_surface():
     """One unit more of the other field's log density is a tenth of a unit of distance."""
     params = init(jax.random.key(0))

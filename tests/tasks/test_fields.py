@@ -59,6 +59,7 @@ def test_two_steps_with_each_field(command, name, tmp_path):
         np.testing.assert_array_equal(again, density[:1])
 
 
+@pytest.mark.slow
 def test_a_mesh_that_cannot_be_read_touches_nothing(tmp_path, capsys):
     own = ["--config.field=sdf", "--config.field.from_mesh=gone.obj", *SOLID]
     args = ["--config=toybox", "--config.prompt=a red ball", f"--workdir={tmp_path / 'run'}"]
