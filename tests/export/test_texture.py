@@ -38,7 +38,7 @@ def waves(mean, var):
     """A ball with a sharp surface and waves of colour that are finer than its mesh."""
     del var
     off = jnp.linalg.norm(mean, axis=-1) - 0.5
-    phase = 8.0 * mean @ jnp.array([[1.0, 0.3, 0.0], [0.2, 1.0, 0.5], [0.0, 0.4, 1.0]])
+    phase = 12.0 * mean @ jnp.array([[1.0, 0.3, 0.0], [0.2, 1.0, 0.5], [0.0, 0.4, 1.0]])
     return Matter(4000.0 * jax.nn.sigmoid(-off / 0.001), 0.5 + 0.4 * jnp.sin(phase))
 
 
