@@ -176,17 +176,8 @@ def make_sds_step(
     def loss_fn(params, trained, shot, frozen, key, clock):
         matter, variance = matter_at(scene, params, clock), scene.renderer.variance(clock)
         guide = renderer_guide(matter, scene.renderer, variance)
-        seen = render_rays(
-            matter,
-            shot.rays,
-            shot.keys[:, 1],
-            variance,
-            shot.shading,
-            jnp.zeros(3),
-            scene.renderer,
-            with_normals=phase.lit,
-            guide=guide,
-        )
+        how = shot.keys[:, 1], variance, shot.shading, jnp.zeros(3), scene.renderer
+        seen = render_rays(matter, shot.rays, *how, with_normals=phase.lit, guide=guide)
         rgb, views = before_backgrounds(scene, params, shot, seen)
         losses = objective.loss(prior, frozen, trained, rgb, views, key, clock, phase.cheap)
         penalty, values = penalise(scene, seen, phase, clock)
