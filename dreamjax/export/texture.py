@@ -122,7 +122,7 @@ def _spread(
     picture: UInt8[np.ndarray, "h w 3"], there: Bool[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The picture with the nearest texel that is `there` in place of each that is not."""
-    rows, columns = ndimage.distance_transform_edt(
+    nearest: Any = ndimage.distance_transform_edt(
         ~there, return_distances=False, return_indices=True
     )
-    return picture[rows, columns]
+    return picture[nearest[0], nearest[1]]
