@@ -11,7 +11,7 @@ from dreamjax.nets.t5 import T5Config
 from dreamjax.priors.base import Prompt
 from dreamjax.priors.deepfloyd import Deepfloyd, token_ids
 
-from ..nets.test_deepfloyd import XL
+from ..nets.test_deepfloyd import TINY, XL
 from ..nets.test_t5 import XXL
 
 SCHEDULER = {
@@ -110,7 +110,8 @@ def test_missing_weights_are_told_as_that(tmp_path):
         with pytest.raises(UserError) as error:
             ask()
         assert str(error.value) == says
-    prior = Deepfloyd(weights=write(tmp_path))
+    small = {"unet/config.json": {**TINY, "encoder_hid_dim": 4096}}
+    prior = Deepfloyd(weights=write(tmp_path, **small))
     with pytest.raises(UserError, match="unet holds no .safetensors file"):
         prior.load()
     with pytest.raises(UserError, match="holds no spiece.model, nor tokenizer.json"):
