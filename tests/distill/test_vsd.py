@@ -64,11 +64,14 @@ class Watched(Analytic):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def asked_of(objective, prior, frozen, trained, rgb, views):
-    """What the adapted network is asked for the scene and in its own training."""
+    """The scene's gradient; what the adapted network is asked for it and in its own training."""
     ASKED.clear()
-    losses_of(objective, prior, frozen, trained, rgb, views)
-    scene, own = ASKED
-    return scene, own
+
+    def loss_of(rgb):
+        return losses_of(objective, prior, frozen, trained, rgb, views).scene, tuple(ASKED)
+
+    gradient, (scene, own) = jax.grad(loss_of, has_aux=True)(rgb)
+    return gradient, scene, own
 
 
 def particles(params, count, key=KEY):
@@ -183,9 +186,8 @@ def test_the_residual_is_the_difference_of_two_closed_forms(prediction):
         "log_scale": jnp.float32(rng.normal(size=prior.shape)),
     }
     objective = Vsd(guidance_scale=7.0, draws=2)
-    scene, own = asked_of(objective, prior, frozen, adapter, rgb, views)
-    (z_t, t, condition, camera), (own_z_t, own_t, *_) = scene, own
-    scene, *_ = gradients(objective, prior, frozen, adapter, rgb, views)
+    scene, asked, own = asked_of(objective, prior, frozen, adapter, rgb, views)
+    (z_t, t, condition, camera), (own_z_t, own_t, *_) = asked, own
     assert z_t.shape == own_z_t.shape == (8, *prior.shape) and camera.shape == (8, 16)
     alpha_bar = np.cumprod(1.0 - SCHEDULE.betas)[np.asarray(t)].reshape(-1, 1, 1, 1)
     mu, var = np.float64(params.mu), np.float64(params.var)
@@ -240,7 +242,7 @@ def test_the_camera_is_told_and_now_and_then_not(gaussian):
     rgb, views = particles(params, count), make_views(np.full(count, WORD))
     frozen = freeze(prior, params)
     found = asked_of(VSD, prior, frozen, VSD.init(KEY, prior, frozen), rgb, views)
-    (_, t, _, camera), (_, own_t, _, own_camera) = jax.tree.map(np.asarray, found)
+    _, (_, t, _, camera), (_, own_t, _, own_camera) = jax.tree.map(np.asarray, found)
     matrix = camera.reshape(-1, 4, 4)
     np.testing.assert_array_equal(matrix[:, :3, :3], views.camera.rotation)
     np.testing.assert_array_equal(matrix[:, :3, 3], views.camera.position)
