@@ -156,7 +156,8 @@ class Dream(Scene, Run):
         rgb, mask = read_object(file, PICTURE_SIZE)
         depth = read_depth(resolved(depth_file), file, mask) if depth_file else None
         camera = middle_camera(self.cameras, 0.0, self.reference.elevation)
-        return Picture(rgb, mask, camera, depth)
+        depth = None if depth is None else jnp.asarray(depth)
+        return Picture(jnp.asarray(rgb), jnp.asarray(mask), camera, depth)
 
     def begin(self, state: DreamState) -> DreamState:
         """The state before the first step, of one that nobody has looked at yet."""
@@ -176,7 +177,8 @@ class Dream(Scene, Run):
                 print(f"finished: {self.steps} steps are done and exported in {folder}")
             return None
         devices = parallel.devices_for(self.batch_views // self.cameras.group)
-        init_scene(jax.random.key(self.seed), self)  # what has no beginning touches nothing
+        # A field may read a file to begin with: a mistake there is told before a folder is claimed.
+        init_scene(jax.random.key(self.seed), self)
         picture = self.picture()
         prompt = Prompt(self.prompt, self.negative_prompt, picture)
         frozen = self.objective.load(self.prior, prompt)._replace(picture=picture)

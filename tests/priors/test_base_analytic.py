@@ -133,11 +133,12 @@ def test_encode():
     key = jax.random.key(0)
     rgb = jax.random.uniform(key, (2, SIZE, SIZE, 3))
     for cheap in (False, True):
-        np.testing.assert_array_equal(prior.encode(params, rgb, key, cheap), 2 * rgb - 1)
+        keys = jax.random.split(key)
+        np.testing.assert_array_equal(prior.encode(params, rgb, keys, cheap), 2 * rgb - 1)
     np.testing.assert_allclose(prior.decode(params, 2 * rgb - 1), rgb, atol=1e-6)
     for size in (2, 9):
         flat = jnp.full((1, size, size, 3), 0.75)
-        z_0, pull = jax.vjp(lambda x: prior.encode(params, x, key), flat)
+        z_0, pull = jax.vjp(lambda x: prior.encode(params, x, key[None]), flat)
         assert z_0.shape == (1, SIZE, SIZE, 3)
         np.testing.assert_allclose(z_0, 0.5, rtol=1e-5)
         (gradient,) = pull(jnp.ones_like(z_0))
