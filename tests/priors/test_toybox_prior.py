@@ -151,12 +151,13 @@ def test_encode(params):
     key = jax.random.key(0)
     rgb = jax.random.uniform(key, (2, 8, 8, 3))
     for cheap in (False, True):
-        np.testing.assert_allclose(NET.encode(params, rgb, key, cheap), 2 * rgb - 1, atol=1e-6)
+        keys = jax.random.split(key)
+        np.testing.assert_allclose(NET.encode(params, rgb, keys, cheap), 2 * rgb - 1, atol=1e-6)
     for size in (4, 16):
-        flat = NET.encode(params, jnp.full((1, size, size, 3), 0.75), key)
+        flat = NET.encode(params, jnp.full((1, size, size, 3), 0.75), key[None])
         np.testing.assert_allclose(flat, np.full((1, 8, 8, 3), 0.5), atol=1e-6)
     # Shrinking smooths: every pixel counts, so none has a gradient of zero.
-    grad = jax.grad(lambda rgb: NET.encode(params, rgb, key).sum())(jnp.zeros((1, 32, 32, 3)))
+    grad = jax.grad(lambda rgb: NET.encode(params, rgb, key[None]).sum())(jnp.zeros((1, 32, 32, 3)))
     assert grad.min() > 0
     np.testing.assert_allclose(grad.sum(), 2 * 8 * 8 * 3, rtol=1e-5)
 
