@@ -95,6 +95,7 @@ def table(mean, var):
     return Matter(120.0 * jnp.maximum(leg, top), 0.5 + 0.4 * jnp.sin(3.0 * mean))
 
 
+@pytest.mark.slow
 def test_twelve_guided_samples_are_worth_32_even_ones():
     def picture(samples, cells, normals=4):
         renderer = Renderer(samples=samples, cells=cells, normal_samples=normals)
