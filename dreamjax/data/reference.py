@@ -29,12 +29,12 @@ def read_object(
     if not image.has_transparency_data:
         raise UserError(f"{path} has no alpha channel, which says where the object is: {HOW}")
     image = image.convert("RGBA")
-    least, most = image.getchannel("A").getextrema()
-    if least > 127:
+    alpha = np.asarray(image.getchannel("A"))
+    if alpha.min() > 127:
         raise UserError(f"{path} is opaque everywhere: expected alpha 0 around the object. {HOW}")
     rgba = np.asarray(_square(image, size), np.float32) / 255.0
     mask = rgba[..., 3]
-    if most < 128 or mask.max() < 0.5:
+    if alpha.max() < 128 or mask.max() < 0.5:
         raise UserError(f"{path} is transparent everywhere: expected alpha 255 on the object")
     return rgba[..., :3] * mask[..., None] + (1.0 - mask[..., None]), mask
 
