@@ -1,9 +1,12 @@
 """What the whole suite runs under: the CPU, unless JAX_PLATFORMS asks for more."""
 
 import atexit
+import gc
 import os
+import pathlib
 import shutil
 import signal
+import sys
 import tempfile
 
 import pytest
@@ -34,6 +37,19 @@ ROOMS = (
     "training",
 )
 check([f"dreamjax.{room}" for room in ROOMS])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_mappings():
+    """Drop compiled programs long before they need all the memory mappings that Linux grants.
+
+    A process may have 65,530; XLA crashes where it gets no more.
+    """
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if "jax" in sys.modules and maps.exists() and maps.read_text().count("\n") > 20_000:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="module")
