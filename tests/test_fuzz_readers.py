@@ -28,6 +28,7 @@ from dreamjax.errors import UserError
 from dreamjax.nets.text import TextConfig
 from dreamjax.nets.unet import UNetConfig
 from dreamjax.priors import toybox
+from dreamjax.priors.stable_diffusion import StableDiffusion
 
 from .tiny_models import write_tiny_models
 
@@ -262,6 +263,10 @@ def test_model_folders_that_are_something_else(models):
     config = models.folder / "tokenizer/tokenizer_config.json"
     config.unlink()
     assert "says what texts are padded with" in (told(lambda: models.read("tokenizer/x")) or "")
+    tensors.unlink()  # the tokenizer is told first, as tensors take minutes
+    whole = StableDiffusion(weights=str(models.folder), cheap_encoder=False)
+    assert "says what texts are padded with" in (told(whole.load) or "")
+    tensors.write_bytes(models.files["text_encoder/model.safetensors"])
     config.write_bytes(models.files["tokenizer/tokenizer_config.json"])
 
 

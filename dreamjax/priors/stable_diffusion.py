@@ -198,8 +198,11 @@ class LatentDiffusion(NetPrior):
 
     def load(self) -> PyTree:
         """Float32 parameters; raises UserError for what is missing, damaged or does not fit."""
-        shapes = weights.shapes_of(self.net)
+        shapes, tower = weights.shapes_of(self.net), self.net.text
         text = self.folder / "text_encoder"
+        # A tokenizer that cannot be used is told before minutes are spent on tensors.
+        tokenizer = Path(self.net.tokenizer)
+        token_ids(tokenizer, ("a",), tower.max_position_embeddings, tower.vocab_size)
         params = {
             "unet": self.net.load_unet(self.folder / "unet", shapes["unet"]),
             "vae": published.load(self.folder / "vae", shapes["vae"]),
