@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 
 import jax
 
-from dreamjax.errors import UserError
+from dreamjax.errors import FullDisk, UserError
 from dreamjax.export.index import Entry, State, summary, write_index
 from dreamjax.export.report import duration
 from dreamjax.training import hosts
@@ -51,21 +51,23 @@ class Prompted(Protocol):
 class Job:
     """One prompt of a file: its task, its folder, and what becomes of it."""
 
-    def __init__(self, task: Any, folder: Path, note: Callable[[State, str], None]):
-        """`note` is told each state, with a message where it failed."""
+    def __init__(
+        self, task: Any, folder: Path, note: Callable[[State, BaseException | None], None]
+    ):
+        """`note` is told each state, with the error where it failed."""
         self.task, self.folder, self._note = task, folder, note
 
     def begin(self) -> None:
         """Say that it is under way."""
-        self._note("running", "")
+        self._note("running", None)
 
     def end(self, error: BaseException | None) -> None:
         """Say that it is done, or what ended it, and let others have its folder."""
         release(self.folder)
         if error is None or isinstance(error, KeyboardInterrupt):
-            self._note("stopped" if error else "done", "")
+            self._note("stopped" if error else "done", None)
         else:
-            self._note("failed", explained(error))
+            self._note("failed", error)
 
 
 def run_prompts(task: Prompted, workdir: str | Path, harmless: tuple[str, ...]) -> None:
@@ -74,7 +76,8 @@ def run_prompts(task: Prompted, workdir: str | Path, harmless: tuple[str, ...]) 
     Folders lie in `workdir`, as `003-a-red-ball`; a prompt that has one keeps it, wherever the file
     names it by now. A failure is told, and the next prompt taken. `harmless` values may have
     changed since the last time, and the file too. Several processes share the prompts among them.
-    Raises UserError for a file without prompts, and at the end where a prompt failed.
+    Raises UserError for a file without prompts, and at the end where a prompt failed (FullDisk
+    where a disk was full).
     """
     prompts = read_prompts(task.prompts)
     free = (*harmless, "prompts")
@@ -92,7 +95,8 @@ def run_prompts(task: Prompted, workdir: str | Path, harmless: tuple[str, ...]) 
     entries = book.close()
     failed = [entry for entry in entries if entry.state == "failed"]
     if failed:
-        raise UserError(
+        kind = FullDisk if book.full else UserError
+        raise kind(
             f"{len(failed)} of {len(entries)} prompts failed (the same command tries them again): "
             f"{failed[0].prompt!r}: {failed[0].message}"
         )
@@ -107,6 +111,7 @@ class _Book:
         self._began: dict[int, float] = {}
         self._took: list[float] = []
         self._most = 1  # prompts that were under way at once
+        self.full = False  # whether a disk was the reason of a failure
         self.entries = [
             Entry(prompt, place, "done" if own.is_complete(place) else "waiting", spent(place))
             for prompt, own, place in zip(prompts, tasks, folders, strict=True)
@@ -121,7 +126,9 @@ class _Book:
                 note = functools.partial(self._note, number)
                 yield Job(self._tasks[number], self.entries[number].folder, note)
 
-    def _note(self, number: int, state: State, message: str) -> None:
+    def _note(self, number: int, state: State, error: BaseException | None) -> None:
+        message = explained(error) if error else ""
+        self.full = self.full or isinstance(error, FullDisk)
         entry, now = self.entries[number], time.monotonic()
         if state == "running":
             print(f"[{number + 1}/{len(self.entries)}] {entry.prompt} -> {entry.folder}", end="")

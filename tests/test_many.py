@@ -9,7 +9,7 @@ import pytest
 from dreamjax import main as main_lib
 from dreamjax import many
 from dreamjax.distill.step import Phase
-from dreamjax.errors import UserError
+from dreamjax.errors import FullDisk, UserError
 from dreamjax.export.base import MANIFEST
 from dreamjax.export.glb import Glb
 from dreamjax.export.mesh_sheet import MeshSheet
@@ -101,7 +101,7 @@ def test_dreams_of_a_file(task, tmp_path, capsys):
 
 @settings
 class Toy:
-    """A task that leaves what a dream would; "b" breaks, and "c" is interrupted the first time."""
+    """Leaves what a dream would; "b" and "full" break, "c" is interrupted the first time."""
 
     prompt: str = ""
     prompts: str = ""
@@ -114,6 +114,8 @@ class Toy:
         write_text(workdir / CONFIG_FILE, many_config(self))
         if self.prompt == "b":
             raise ZeroDivisionError("of <b>")
+        if self.prompt == "full":
+            raise FullDisk("no space left to write it")
         if ["a", "b", "c"] == MADE:
             raise KeyboardInterrupt
         write_text(workdir / "done", "")
@@ -164,6 +166,15 @@ def test_an_interrupt_stops_all_and_the_next_start_goes_on(tmp_path, capsys):
     assert MADE == ["a", "b", "c", "b", "c", "d"]
     folders = sorted(p.name for p in home.iterdir() if p.is_dir())
     assert folders == ["001-a", "002-b", "003-c", "004-d"]
+
+
+def test_a_full_disk_is_no_mistake_of_the_users(tmp_path, capsys):
+    file = tmp_path / "p.txt"
+    file.write_text("full\na\n")
+    with pytest.raises(FullDisk, match="1 of 2 prompts failed .* no space left to write it"):
+        Toy(prompts=str(file)).run(tmp_path / "home")
+    assert (tmp_path / "home" / "002-a" / "done").exists()
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_folders_keep_their_prompts(tmp_path):
