@@ -93,13 +93,19 @@ def _plain(value: object) -> object:
 
 def _raise(errors: dict[str, Exception]) -> None:
     # A defect of the code goes first, so that its traceback is seen.
-    expected = (UserError, OSError, MemoryError)
-    first = next((e for e in errors.values() if not isinstance(e, expected)), None)
+    first = next((e for e in errors.values() if not _is_expected(e)), None)
     if first is not None:
         raise first
     first = next(iter(errors.values()))
     kind = FullDisk if isinstance(first, FullDisk) else UserError
     raise kind(f"{', '.join(errors)} failed: {_line(first)}") from first
+
+
+def _is_expected(error: Exception) -> bool:
+    """Whether it is no defect of the code; XLA has no class of its own for too little memory."""
+    return isinstance(error, UserError | OSError | MemoryError) or str(error).startswith(
+        "RESOURCE_EXHAUSTED"
+    )
 
 
 def _line(error: Exception) -> str:

@@ -5,6 +5,7 @@ import dataclasses
 import json
 from typing import Annotated
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import trimesh
@@ -57,6 +58,14 @@ class Broken:
 
     def __call__(self, result, folder):
         raise IndexError("a defect") if self.defect else UserError("no such\nformat")
+
+
+@settings
+class Greedy:
+    """A toy exporter that asks for 128 TiB."""
+
+    def __call__(self, result, folder):
+        return jnp.zeros(1 << 45, jnp.float32).block_until_ready()
 
 
 @settings
@@ -195,6 +204,12 @@ def test_a_defect_is_raised_as_it_is_when_all_else_is_written(tmp_path, make_obj
         "1": {"files": [], "error": "IndexError: a defect"},
         "2": {"files": ["note.txt"]},
     }
+
+
+def test_too_little_memory_on_a_device_is_no_defect(tmp_path, make_object):
+    with pytest.raises(UserError, match="greedy failed: .*RESOURCE_EXHAUSTED"):
+        export_all(make_object(), (Greedy(), Note()), tmp_path, list)
+    assert (tmp_path / "note.txt").exists()
 
 
 def test_no_surface_is_told_in_a_line_each_and_on_the_page(tmp_path, make_object, parse):
