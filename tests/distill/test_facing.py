@@ -132,6 +132,7 @@ def picture(scene, params, azimuth, front=None):
     return np.asarray(seen.rgb), np.asarray(seen.normal)
 
 
+@pytest.mark.slow
 def test_a_turned_field_shows_its_front(quick_compilation):
     scene, params = dice()
     for front in range(4):

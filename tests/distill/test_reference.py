@@ -157,6 +157,7 @@ def first():
     return init_state(jax.random.key(0), SCENE, {}, TX, TX)
 
 
+@pytest.mark.slow
 def test_a_scene_learns_the_picture_from_its_loss_alone(take, first):
     """From the front it comes to look like the picture, whatever the other views are."""
     picture = picture_of(0.6, RED)

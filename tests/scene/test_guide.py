@@ -113,6 +113,7 @@ def test_twelve_guided_samples_are_worth_32_even_ones():
     assert guided[0] < 0.5 * fewer[0] and guided[1] < 0.5 * fewer[1]
 
 
+@pytest.mark.slow
 def test_haze_is_seen_as_with_even_samples():
     """A guide that looked for surfaces alone would lose what a scene starts from."""
 
@@ -126,6 +127,7 @@ def test_haze_is_seen_as_with_even_samples():
     np.testing.assert_allclose(guided.opacity, exact.opacity, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_rays_through_nothing_show_the_background_and_no_chunk_changes_a_ray(monkeypatch):
     rays = camera_rays(CAMERA, 16)
     guide = jax.jit(lambda: renderer_guide(hard_ball, GUIDED, LAM))()

@@ -51,6 +51,7 @@ def test_labels_say_what_the_words_say(held_out):
     assert [len(np.unique(c)) for c in labels.T[1:]] == list(reading.CLASSES[1:])
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_cross_entropy_of_what_the_mean_token_tells(held_out, quick_compilation):
     config = TextConfig(len(VOCABULARY), MAX_WORDS, dim=16, layers=1, heads=2)
     batch = jax.tree.map(lambda x: x[:6], held_out)

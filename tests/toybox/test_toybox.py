@@ -91,6 +91,7 @@ def test_pictures_agree_with_their_ground_truth(examples):
     np.testing.assert_allclose(shown, albedo, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_draw_depends_on_its_key_alone(examples):
     key = jax.random.fold_in(jax.random.key(5), 7)
     again = jax.jit(lambda k: draw.draw_example(k, SIZE, draw.TRAIN))(key)
