@@ -1,6 +1,6 @@
 """Noise-free score distillation (NFSD, arXiv 2310.17590).
 
-SDS asks a rendering to hold noise that it can not hold: eps_uncond - eps is mostly the network's
+SDS asks a rendering to hold noise that it cannot hold: eps_uncond - eps is mostly the network's
 error. NFSD splits eps_uncond into what denoises and what moves z_t towards pictures as such, the
 domain. Where there is little noise (t < 0.2 T) eps_uncond is nearly all domain and stays, without
 eps; where there is much, the paper takes eps_uncond less the prediction for a text of bad pictures.

@@ -100,12 +100,24 @@ class Sds:
         keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(key, i), 3))(views.index)
         z_0 = prior.encode(frozen.params, rgb, keys[:, 0], cheap).astype(jnp.float32)
         noised = self.noise(prior, frozen, z_0, keys[:, 1:], views, clock)
-        w = self.weighting(prior.schedule, noised.t).reshape(-1, *[1] * (z_0.ndim - 1))
-        residual = jax.lax.stop_gradient(w * self.residual(prior, frozen, noised, views))
+        residual = self.residual(prior, frozen, noised, views)
+        loss, metrics = self.weigh(prior, z_0, noised.t, residual)
+        return Losses(loss, jnp.zeros(()), metrics)
+
+    def weigh(
+        self,
+        prior: Prior,
+        z_0: Float[Array, "v ..."],
+        t: Int[Array, " b"],
+        residual: Float[Array, "b ..."],
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """The loss, and its metrics, that pushes z_0 by w(t) times the residual of its draws."""
+        w = self.weighting(prior.schedule, t).reshape(-1, *[1] * (z_0.ndim - 1))
+        residual = jax.lax.stop_gradient(w * residual)
         residual = jnp.mean(residual.reshape(len(z_0), self.draws, *z_0.shape[1:]), axis=1)
         loss, norm = push(z_0, residual, self.clip_residual)
-        metrics = {"loss": loss, "residual_norm": norm, "t": jnp.mean(noised.t * 1.0)}
-        return Losses(loss, jnp.zeros(()), jax.lax.stop_gradient(metrics))
+        metrics = {"loss": loss, "residual_norm": norm, "t": jnp.mean(t * 1.0)}
+        return loss, jax.lax.stop_gradient(metrics)
 
     def noise(
         self,

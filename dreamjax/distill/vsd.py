@@ -23,7 +23,7 @@ from dreamjax.diffusion import timesteps
 from dreamjax.diffusion.process import q_sample, v_from_x0_eps
 from dreamjax.diffusion.reverse import predicted_eps, split_output
 from dreamjax.distill.objective import Frozen, Losses, load_frozen
-from dreamjax.distill.sds import GuidanceScale, Sds, push
+from dreamjax.distill.sds import GuidanceScale, Sds
 from dreamjax.errors import UserError
 from dreamjax.priors.base import Prior, Prompt
 from dreamjax.scene.camera import camera_matrix
@@ -99,18 +99,9 @@ class Vsd(Sds):
         output = prior.predict_adapted(frozen.params, adapter, noised.z_t, noised.t, *asked)
         p, output = prior.parameterisation, output.astype(jnp.float32)
         eps_adapted = predicted_eps(prior.schedule, p, noised.z_t, noised.t, output)
-        w = self.weighting(prior.schedule, noised.t).reshape(-1, *[1] * (z_0.ndim - 1))
-        residual = jax.lax.stop_gradient(w * (eps_hat - eps_adapted))
-        residual = jnp.mean(residual.reshape(len(z_0), self.draws, *z_0.shape[1:]), axis=1)
-        loss, norm = push(z_0, residual, self.clip_residual)
+        loss, metrics = self.weigh(prior, z_0, noised.t, eps_hat - eps_adapted)
         own = self.adapter_loss(prior, frozen, trained, z_0, keys[:, 3], asked)
-        metrics = {
-            "loss": loss,
-            "residual_norm": norm,
-            "t": jnp.mean(noised.t * 1.0),
-            "adapter_loss": own,
-        }
-        return Losses(loss, own, jax.lax.stop_gradient(metrics))
+        return Losses(loss, own, {**metrics, "adapter_loss": jax.lax.stop_gradient(own)})
 
     def adapter_loss(
         self,

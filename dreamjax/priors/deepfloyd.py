@@ -29,10 +29,11 @@ from dreamjax.nets.text import Text
 from dreamjax.priors import published, words
 from dreamjax.priors.base import Conditions, NetPrior, Prompt, decode_pixels, encode_pixels
 from dreamjax.scene.views import Views
-from dreamjax.settings import Dtype, Range, settings, short
+from dreamjax.settings import Dtype, Range, settings
 
 PARTS = ("unet", "text_encoder")
 LENGTH = 77  # tokens that IF was trained to read; the published pipeline cuts longer texts
+REMEMBERED = 128  # embedded texts
 PAD, END = 0, 1  # T5's tokens, in every published file
 TWIN = "encoder.embed_tokens.weight"  # of shared.weight, in some files
 Quantile = Annotated[float, Range(0.0, 1.0, above=True)]
@@ -104,7 +105,7 @@ class DeepfloydNets:
     def embed_texts(self, params: PyTree, texts: Sequence[str]) -> Text:
         """T5's token embeddings [N, 77, D]; longer texts are cut, as in the published code.
 
-        What was read before in this process is not read again: 1.2 MiB a text are kept. Padding
+        The last texts that this process read are not read again: 1.2 MiB a text are kept. Padding
         counts as text here (the mask is True everywhere): the UNet was trained so.
         """
         known = _known(self.folder, self.text)
@@ -112,6 +113,8 @@ class DeepfloydNets:
         if new:
             known.update(zip(new, read_texts(Path(self.folder), self.text, new), strict=True))
         tokens = jnp.asarray(np.stack([known[text] for text in texts]))
+        while len(known) > REMEMBERED:
+            known.pop(next(iter(known)))
         return Text(tokens, jnp.ones(tokens.shape[:2], bool))
 
     def encode(
@@ -185,17 +188,9 @@ class Deepfloyd(NetPrior):
 
 def describe(folder: Path, dtype: str) -> DeepfloydNets:
     """The model that a folder's configs describe; raises UserError for one that this is not."""
-    kind = published.read_json(folder / "model_index.json").get("_class_name", "model of no kind")
-    if kind != "IFPipeline":
-        shown = kind if isinstance(kind, str) and len(kind) < 80 else short(kind)
-        raise UserError(f"{folder} is a {shown}, not an IFPipeline (DeepFloyd IF's first stage)")
-    found = {}
-    for part, cls in (("unet", IFUNetConfig), ("text_encoder", T5Config)):
-        try:
-            found[part] = cls.from_json(published.read_json(folder / part / "config.json"))
-        except UserError as error:
-            raise UserError(f"{folder / part}: {error}") from error
-    unet, text = found["unet"], found["text_encoder"]
+    published.pipeline_of(folder, "IFPipeline")
+    unet = published.read_config(folder / "unet", IFUNetConfig.from_json)
+    text = published.read_config(folder / "text_encoder", T5Config.from_json)
     if (unet.in_channels, unet.out_channels) != (3, 6):
         raise UserError(
             f"{folder}: the UNet maps {unet.in_channels} channels to {unet.out_channels}; expected "

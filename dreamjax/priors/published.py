@@ -14,7 +14,7 @@ Tensors are read one at a time, and nothing is ever unpickled.
 import re
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +24,8 @@ from jaxtyping import PyTree
 from dreamjax import weights
 from dreamjax.errors import UserError
 from dreamjax.settings import short
+
+T = TypeVar("T")
 
 # What is fetched; flax, onnx, openvino and pickled twins stay where they are.
 WANTED = ("*.json", "*.txt", "*/spiece.model")
@@ -102,6 +104,25 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)[:200]
         raise UserError(f"cannot read {path}: {reason}") from error
+
+
+def pipeline_of(folder: Path, *known: str) -> str:
+    """The class that a folder says its model is of, one of `known`; raises UserError for others."""
+    kind = read_json(folder / "model_index.json").get("_class_name", "model of no kind")
+    if isinstance(kind, str) and kind in known:
+        return kind
+    shown = kind if isinstance(kind, str) and len(kind) < 80 else short(kind)
+    article = "an" if known[0][0] in "AEIOU" else "a"
+    raise UserError(f"{folder} is a {shown}, not {article} {' or '.join(known)}")
+
+
+def read_config(folder: Path, read: Callable[[dict[str, Any]], T]) -> T:
+    """What `read` makes of a part's config.json; raises UserError, naming the part."""
+    plain = read_json(folder / "config.json")
+    try:
+        return read(plain)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
 
 
 def load(folder: Path, wanted: PyTree, strip: str = "", drop: Collection[str] = ()) -> PyTree:

@@ -31,7 +31,7 @@ from dreamjax.priors import lora_files, published, words
 from dreamjax.priors.base import Conditions, NetPrior, Prompt, decode_pixels, encode_pixels
 from dreamjax.priors.clip import token_ids
 from dreamjax.scene.views import Views
-from dreamjax.settings import Dtype, Range, settings, short
+from dreamjax.settings import Dtype, Range, settings
 
 PARTS = ("unet", "vae", "text_encoder")
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}
@@ -39,6 +39,25 @@ LARGEST_PICTURE = 4096  # pixels a side
 CAMERA_DIM = 16  # numbers of a camera-to-world matrix, which adapters are told
 Beta = Annotated[float, Range(0.0, 1.0, above=True, below=True)]
 LoraScale = Annotated[float, Range(-100.0, 100.0)]
+
+
+def encode_latents(
+    config: VAEConfig, params: PyTree, x: Float[Array, "b h w 3"], keys: Key[Array, " b"]
+) -> Float[Array, "b h2 w2 c"]:
+    """Scaled latents of pictures in [-1, 1], drawn from the encoder's distribution."""
+    found = AutoencoderKL(config).apply({"params": params}, x, method="encode")
+    mean, log_var = cast(tuple[Array, Array], found)
+    noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
+    return config.scaling_factor * (mean + jnp.exp(0.5 * log_var) * noise)
+
+
+def decode_latents(
+    config: VAEConfig, params: PyTree, z_0: Float[Array, "b h w c"]
+) -> Float[Array, "b h2 w2 3"]:
+    """Pictures in [0, 1] of scaled latents."""
+    z = z_0 / config.scaling_factor
+    x = AutoencoderKL(config).apply({"params": params}, z, method="decode")
+    return decode_pixels(cast(Array, x).astype(jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,12 +139,7 @@ class StableDiffusionNets:
         """
         if cheap:
             return self._encode_linear(params, rgb)
-        x = encode_pixels(rgb, self.image_size)
-        vae = AutoencoderKL(self.vae)
-        found = vae.apply({"params": params["vae"]}, x, method="encode")
-        mean, log_var = cast(tuple[Array, Array], found)
-        noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
-        return self.vae.scaling_factor * (mean + jnp.exp(0.5 * log_var) * noise)
+        return encode_latents(self.vae, params["vae"], encode_pixels(rgb, self.image_size), keys)
 
     def _encode_linear(self, params: PyTree, rgb: Float[Array, "b h w 3"]) -> Array:
         if "rgb_to_latent" not in params:
@@ -136,9 +150,7 @@ class StableDiffusionNets:
 
     def decode(self, params: PyTree, z_0: Float[Array, "b s s c"]) -> Float[Array, "b h w 3"]:
         """Pictures in [0, 1] of scaled latents."""
-        z = z_0 / self.vae.scaling_factor
-        x = AutoencoderKL(self.vae).apply({"params": params["vae"]}, z, method="decode")
-        return decode_pixels(cast(Array, x).astype(jnp.float32))
+        return decode_latents(self.vae, params["vae"], z_0)
 
     def predict(
         self,
@@ -279,21 +291,11 @@ def describe(
     nets: type[StableDiffusionNets] = StableDiffusionNets,
 ) -> StableDiffusionNets:
     """The model that a folder's configs describe; raises UserError for one that is not `nets`."""
-    index = published.read_json(folder / "model_index.json")
-    kind = index.get("_class_name", "model of no kind")
-    if kind != nets.PIPELINE:
-        shown = kind if isinstance(kind, str) and len(kind) < 80 else short(kind)
-        raise UserError(f"{folder} is a {shown}, not a {nets.PIPELINE}")
-    configs = {part: published.read_json(folder / part / "config.json") for part in PARTS}
+    published.pipeline_of(folder, nets.PIPELINE)
     ours = {"dtype": dtype, "remat": remat}
-    found = {}
-    readers = (nets.read_unet, VAEConfig.from_json, CLIPTextConfig.from_json)
-    for part, read in zip(PARTS, readers, strict=True):
-        try:
-            found[part] = read(configs[part])
-        except UserError as error:
-            raise UserError(f"{folder / part}: {error}") from error
-    unet, vae, text = (found[part] for part in PARTS)
+    unet = published.read_config(folder / "unet", nets.read_unet)
+    vae = published.read_config(folder / "vae", VAEConfig.from_json)
+    text = published.read_config(folder / "text_encoder", CLIPTextConfig.from_json)
     _check_together(folder, unet, vae, text)
     schedule, prediction = read_schedule(folder)
     return nets(
@@ -319,13 +321,18 @@ def _check_together(folder: Path, unet: SDUNetConfig, vae: VAEConfig, text: CLIP
             f"{folder}: the UNet maps {unet.in_channels} channels to {unet.out_channels}; "
             f"expected {latents} both, as the VAE's latents have"
         )
-    if (vae.in_channels, vae.out_channels) != (3, 3):
-        raise UserError(f"{folder}: the VAE's pictures have {vae.in_channels} channels: expected 3")
+    check_pictures(folder, unet, vae)
     if unet.cross_attention_dim != text.hidden_size:
         raise UserError(
             f"{folder}: the UNet reads texts of cross_attention_dim {unet.cross_attention_dim}; "
             f"the text encoder's hidden_size is {text.hidden_size}"
         )
+
+
+def check_pictures(folder: Path, unet: SDUNetConfig, vae: VAEConfig) -> None:
+    """Raise UserError where the parts are of no pictures, or of pictures of no possible size."""
+    if (vae.in_channels, vae.out_channels) != (3, 3):
+        raise UserError(f"{folder}: the VAE's pictures have {vae.in_channels} channels: expected 3")
     if unet.sample_size % unet.multiple:
         raise UserError(
             f"{folder}: the UNet's sample_size {unet.sample_size} must divide by {unet.multiple}"

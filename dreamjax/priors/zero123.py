@@ -33,12 +33,17 @@ from dreamjax.nets.stable_diffusion.unet import SDUNet, SDUNetConfig
 from dreamjax.nets.stable_diffusion.vae import AutoencoderKL, VAEConfig
 from dreamjax.nets.zero123 import ImageEncoder
 from dreamjax.priors import published
-from dreamjax.priors.base import Conditions, Prompt, decode_pixels, encode_pixels
+from dreamjax.priors.base import Conditions, Prompt, encode_pixels
 from dreamjax.priors.clip import MEAN, STD
-from dreamjax.priors.stable_diffusion import LARGEST_PICTURE, read_schedule
+from dreamjax.priors.stable_diffusion import (
+    check_pictures,
+    decode_latents,
+    encode_latents,
+    read_schedule,
+)
 from dreamjax.scene.camera import Camera
 from dreamjax.scene.views import Views
-from dreamjax.settings import Dtype, settings, short
+from dreamjax.settings import Dtype, settings
 
 PARTS = ("unet", "vae", "image_encoder")
 # By the name of the published pipeline: the folder of the linear layer, and the layer's name.
@@ -203,17 +208,11 @@ class Zero123:
     ) -> Float[Array, "b s s c"]:
         """Scaled latents, drawn from the encoder's distribution; there is no cheap way."""
         x = encode_pixels(rgb, self.image_size)
-        vae = AutoencoderKL(self.net.vae)
-        found = vae.apply({"params": params["vae"]}, x, method="encode")
-        mean, log_var = cast(tuple[Array, Array], found)
-        noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
-        return self.net.vae.scaling_factor * (mean + jnp.exp(0.5 * log_var) * noise)
+        return encode_latents(self.net.vae, params["vae"], x, keys)
 
     def decode(self, params: PyTree, z_0: Float[Array, "b s s c"]) -> Float[Array, "b h w 3"]:
         """Pictures in [0, 1] of scaled latents."""
-        z = z_0 / self.net.vae.scaling_factor
-        x = AutoencoderKL(self.net.vae).apply({"params": params["vae"]}, z, method="decode")
-        return decode_pixels(cast(Array, x).astype(jnp.float32))
+        return decode_latents(self.net.vae, params["vae"], z_0)
 
     def predict(
         self,
@@ -281,23 +280,13 @@ def _latents(vae: VAEConfig, params: PyTree, x: Float[Array, "b h h 3"]) -> Arra
 
 def describe(folder: Path, dtype: str, remat: bool, fused: bool) -> Zero123Nets:
     """The model that a folder's configs describe; raises UserError for one that this is not."""
-    index = published.read_json(folder / "model_index.json")
-    kind = index.get("_class_name", "model of no kind")
-    if not isinstance(kind, str) or kind not in PROJECTIONS:
-        shown = kind if isinstance(kind, str) and len(kind) < 80 else short(kind)
-        raise UserError(f"{folder} is a {shown}, not a {' or '.join(PROJECTIONS)}")
-    configs = {part: published.read_json(folder / part / "config.json") for part in PARTS}
+    kind = published.pipeline_of(folder, *PROJECTIONS)
     ours = {"dtype": dtype, "remat": remat}
-
-    def read(part: str, cls: Any) -> Any:
-        try:
-            return cls.from_json(configs[part])
-        except UserError as error:
-            raise UserError(f"{folder / part}: {error}") from error
-
-    unet, vae = read("unet", SDUNetConfig), read("vae", VAEConfig)
-    vision = read("image_encoder", CLIPVisionConfig)
-    feature_dim = _feature_dim(folder, configs["image_encoder"])
+    unet = published.read_config(folder / "unet", SDUNetConfig.from_json)
+    vae = published.read_config(folder / "vae", VAEConfig.from_json)
+    encoder = folder / "image_encoder"
+    vision = published.read_config(encoder, CLIPVisionConfig.from_json)
+    feature_dim = published.read_config(encoder, _feature_dim)
     _check_together(folder, unet, vae, feature_dim)
     schedule, prediction = read_schedule(folder)
     return Zero123Nets(
@@ -311,11 +300,8 @@ def describe(folder: Path, dtype: str, remat: bool, fused: bool) -> Zero123Nets:
     )
 
 
-def _feature_dim(folder: Path, config: Mapping[str, Any]) -> int:
-    try:
-        return whole(config, "projection_dim", 512)
-    except UserError as error:
-        raise UserError(f"{folder / 'image_encoder'}: {error}") from error
+def _feature_dim(config: Mapping[str, Any]) -> int:
+    return whole(config, "projection_dim", 512)
 
 
 def _check_together(folder: Path, unet: SDUNetConfig, vae: VAEConfig, feature_dim: int) -> None:
@@ -326,19 +312,9 @@ def _check_together(folder: Path, unet: SDUNetConfig, vae: VAEConfig, feature_di
             f"{folder}: the UNet maps {unet.in_channels} channels to {unet.out_channels}; expected "
             f"{2 * latents} and {latents}, noisy latents and the picture's beside each other"
         )
-    if (vae.in_channels, vae.out_channels) != (3, 3):
-        raise UserError(f"{folder}: the VAE's pictures have {vae.in_channels} channels: expected 3")
+    check_pictures(folder, unet, vae)
     if unet.cross_attention_dim != feature_dim:
         raise UserError(
             f"{folder}: the UNet reads tokens of cross_attention_dim {unet.cross_attention_dim}; "
             f"the image encoder's projection_dim is {feature_dim}"
-        )
-    if unet.sample_size % unet.multiple:
-        raise UserError(
-            f"{folder}: the UNet's sample_size {unet.sample_size} must divide by {unet.multiple}"
-        )
-    if unet.sample_size * vae.multiple > LARGEST_PICTURE:
-        raise UserError(
-            f"{folder}: pictures of {unet.sample_size * vae.multiple} pixels a side: expected at "
-            f"most {LARGEST_PICTURE}"
         )
