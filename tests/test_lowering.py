@@ -26,9 +26,12 @@ from dreamjax.nets.stable_diffusion.clip import CLIPText
 from dreamjax.nets.stable_diffusion.vae import AutoencoderKL
 from dreamjax.nets.text import Text
 from dreamjax.priors import words
+from dreamjax.priors.mvdream import MVDream
 from dreamjax.tasks import dream
 from dreamjax.tasks.dream import make_update
 from dreamjax.training import parallel
+
+from .tiny_mvdream import UNET as MVDREAM_UNET
 
 CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
 # As published, what says the same as the defaults left out.
@@ -54,11 +57,21 @@ SD15 = MappingProxyType({
         "hidden_act": "quick_gelu",
     },
 })  # fmt: skip
+# Its autoencoder is Stable Diffusion's, its text encoder that of 2.1.
+MVDREAM = MappingProxyType({
+    **SD15,
+    "model_index.json": {"_class_name": "MVDreamPipeline"},
+    "unet/config.json": MVDREAM_UNET,
+    "text_encoder/config.json": {
+        **SD15["text_encoder/config.json"], "hidden_size": 1024, "intermediate_size": 4096,
+        "num_hidden_layers": 23, "num_attention_heads": 16, "hidden_act": "gelu",
+    },
+})  # fmt: skip
 
 
-def write_sd15(folder):
+def write_model(folder, files=SD15):
     """The published model's description, without weights."""
-    for name, content in SD15.items():
+    for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(json.dumps(content))
     return folder
@@ -84,6 +97,8 @@ def frozen_shapes(task) -> Frozen:
         tokens = jax.ShapeDtypeStruct((rows, length, dim), jnp.float32)
         return Text(tokens, jax.ShapeDtypeStruct((rows, length), jnp.bool_))
 
+    if isinstance(task.prior, MVDream):  # its views are told by number
+        return Frozen(params, text(2))
     return Frozen(params, words.ViewTexts(text(count), text(1), None))
 
 
@@ -94,17 +109,21 @@ def lowered(program, *args) -> None:
 
 
 TASKS = ("tpu_v4", "sd15", "tpu_v4 with Stable Diffusion")
+OTHERS = ("prolificdreamer", "mvdream")  # lowered a step, not more
 
 
 def make_task(words_of_it: str, folder):
-    """A task of one view a step; `folder` takes the description of Stable Diffusion."""
+    """A task of the fewest views a step; `folder` takes the description of Stable Diffusion."""
     name, _, other = words_of_it.partition(" with ")
-    found = override(load_config(name), ["--config.prompt=a red ball", "--config.batch_views=1"])
+    views = MVDream.views_together if name == "mvdream" else 1
+    told = ["--config.prompt=a red ball", f"--config.batch_views={views}"]
+    found = override(load_config(name), told)
     if other:
         parts = ["--config.prior=stable_diffusion", "--config.prior.dtype=bfloat16"]
         found = override(found, [*parts, "--config.prior.remat=True"])
-    if name == "sd15" or other:
-        found = override(found, [f"--config.prior.weights={write_sd15(folder)}"])
+    if name != "tpu_v4" or other:
+        files = MVDREAM if name == "mvdream" else SD15
+        found = override(found, [f"--config.prior.weights={write_model(folder, files)}"])
     return found
 
 
@@ -113,15 +132,21 @@ def task(request, tmp_path):
     return make_task(request.param, tmp_path)
 
 
-def state_of(task):
+def state_of(task, frozen):
+    """The shapes of the first state, what the objective trains among them."""
     txs = task.optimizer.make(task.steps), task.objective_optimizer.make(task.steps)
-    return shapes(lambda key: init_state(key, task, {}, *txs), jax.random.key(0))
+
+    def first(key, frozen):
+        return init_state(key, task, task.objective.init(key, task.prior, frozen), *txs)
+
+    return shapes(first, jax.random.key(0), frozen)
 
 
 @pytest.mark.slow
 def test_every_step(task):
     """Each phase, as a dispatch of the task takes it, alone and as one of many scenes."""
-    frozen, state, key = frozen_shapes(task), state_of(task), jax.random.key(0)
+    frozen, key = frozen_shapes(task), jax.random.key(0)
+    state = state_of(task, frozen)
     devices = parallel.devices_for(task.batch_views)
     index = parallel.split_indices(task.batch_views, devices)
     for phase in task.phases:
@@ -136,9 +161,23 @@ def test_every_step(task):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_step_of_others(name, tmp_path):
+    """Each phase, with the adapter that is trained beside the scene, or four views together."""
+    task = make_task(name, tmp_path)
+    frozen = frozen_shapes(task)
+    state, key = state_of(task, frozen), jax.random.key(0)
+    devices = parallel.devices_for(1)
+    index = jnp.arange(task.batch_views)[None]
+    for phase in task.phases:
+        lowered(dream.make_program(task, phase, devices), state, index, frozen, key)
+
+
+@pytest.mark.slow
 def test_what_is_done_beside_steps(task):
     """Pictures, the mesh's field, texts, the cheap encoder, the question for the front."""
-    state, frozen, key = state_of(task), frozen_shapes(task), jax.random.key(0)
+    frozen, key = frozen_shapes(task), jax.random.key(0)
+    state = state_of(task, frozen)
     number = jax.ShapeDtypeStruct((), jnp.float32)
     clock = dream.Clock(*[jax.ShapeDtypeStruct((), jnp.int32)] * 2)
     sizes = {task.preview_size, *(e.size for e in task.exports if hasattr(e, "size"))}
@@ -167,7 +206,8 @@ def count(task, phase) -> float:
     step = make_sds_step(
         task, task.prior, task.objective, phase, task.steps, make_update(*txs), parallel.alone
     )
-    args = state_of(task), jnp.zeros(1, jnp.int32), frozen_shapes(task), jax.random.key(0)
+    frozen = frozen_shapes(task)
+    args = state_of(task, frozen), jnp.zeros(1, jnp.int32), frozen, jax.random.key(0)
     return jax.jit(step).lower(*args).cost_analysis()["flops"]
 
 

@@ -18,7 +18,7 @@ from dreamjax.diffusion.schedule import Schedule, cosine, extract, linear
 from dreamjax.errors import UserError
 from dreamjax.nets.text import Text
 from dreamjax.priors import words
-from dreamjax.priors.base import Conditions, Prompt, decode_pixels, encode_pixels
+from dreamjax.priors.base import Conditions, Pixels, Prompt
 from dreamjax.scene.views import ViewNames, Views
 from dreamjax.settings import Range, Seed, settings
 
@@ -34,7 +34,7 @@ class AnalyticParams(NamedTuple):
 
 
 @settings
-class Analytic:
+class Analytic(Pixels):
     """Gaussian pictures, texts[i] having the mean params.mu[i]; for tests."""
 
     texts: tuple[str, ...] = ("",)  # that it can read: those of all views, and the null text ""
@@ -91,22 +91,6 @@ class Analytic:
     def condition(self, embedded: words.ViewTexts, views: Views) -> Conditions:
         """Each view's own text, the null text, and Perp-Neg's."""
         return words.condition(embedded, views, self.view_names, self.interpolate_views)
-
-    def encode(
-        self,
-        params: AnalyticParams,
-        rgb: Float[Array, "b h w 3"],
-        keys: Key[Array, " b"],
-        cheap: bool = False,
-    ) -> Float[Array, "b s s 3"]:
-        """Images resized to image_size and scaled to [-1, 1]; nothing is drawn."""
-        return encode_pixels(rgb, self.image_size)
-
-    def decode(
-        self, params: AnalyticParams, z_0: Float[Array, "b s s 3"]
-    ) -> Float[Array, "b s s 3"]:
-        """Pictures in [0, 1]."""
-        return decode_pixels(z_0)
 
     def predict(
         self,

@@ -211,6 +211,26 @@ class NetPrior:
         return self.net.predict(params, z_t, t, condition)
 
 
+class Pixels:
+    """What a network whose z_0 are pixels in [-1, 1] answers of encoding, beside `Model`."""
+
+    image_size: int  # H = W in pixels; a subclass says it
+
+    def encode(
+        self,
+        params: PyTree,
+        rgb: Float[Array, "b h w channels"],
+        keys: Key[Array, " b"],
+        cheap: bool = False,
+    ) -> Float[Array, "b s s channels"]:
+        """Pixels brought to `image_size` and to [-1, 1]; nothing is drawn, and nothing cheaper."""
+        return encode_pixels(rgb, self.image_size)
+
+    def decode(self, params: PyTree, z_0: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Pictures in [0, 1]; `params` are not used."""
+        return decode_pixels(z_0)
+
+
 def encode_pixels(
     rgb: Float[Array, "b h w channels"], image_size: int
 ) -> Float[Array, "b s s channels"]:

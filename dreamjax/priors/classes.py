@@ -21,7 +21,7 @@ from dreamjax.diffusion.reverse import Parameterisation
 from dreamjax.diffusion.schedule import Schedule
 from dreamjax.errors import UserError
 from dreamjax.nets.adm import ADM, ADMConfig
-from dreamjax.priors.base import Conditions, NetPrior, Prompt, decode_pixels, encode_pixels
+from dreamjax.priors.base import Conditions, NetPrior, Pixels, Prompt
 from dreamjax.priors.words import read_prompt
 from dreamjax.scene.views import Views
 from dreamjax.settings import Range, convert, settings, short
@@ -35,7 +35,7 @@ MOST_STEPS = 100_000  # of a schedule
 
 
 @settings
-class ClassNet:
+class ClassNet(Pixels):
     """A diffusion model of images of `classes`, each pixel one of `levels` values.
 
     `net` has a class more than `classes` where the model also knows the null class, which
@@ -101,20 +101,6 @@ class ClassNet:
                 shown = ", ".join(self.classes[:12]) + (", ..." if len(self.classes) > 12 else "")
                 raise UserError(f"the model knows no class {text!r}; it has {shown}")
         return jnp.asarray([numbers[text] for text in texts], jnp.int32)
-
-    def encode(
-        self,
-        params: PyTree,
-        rgb: Float[Array, "b h w channels"],
-        keys: Key[Array, " b"],
-        cheap: bool = False,
-    ) -> Float[Array, "b s s channels"]:
-        """Pixels brought to `image_size` and to [-1, 1]; nothing is drawn, and nothing cheaper."""
-        return encode_pixels(rgb, self.image_size)
-
-    def decode(self, params: PyTree, z_0: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Pictures in [0, 1]; `params` are not used."""
-        return decode_pixels(z_0)
 
     def predict(
         self,

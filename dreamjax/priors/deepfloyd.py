@@ -27,7 +27,7 @@ from dreamjax.nets.deepfloyd import IFUNet, IFUNetConfig
 from dreamjax.nets.t5 import T5Config, T5Encoder, encode_by_blocks
 from dreamjax.nets.text import Text
 from dreamjax.priors import published, words
-from dreamjax.priors.base import Conditions, NetPrior, Prompt, decode_pixels, encode_pixels
+from dreamjax.priors.base import Conditions, NetPrior, Pixels, Prompt
 from dreamjax.scene.views import Views
 from dreamjax.settings import Dtype, Range, settings
 
@@ -56,7 +56,7 @@ class Noise:
 
 
 @dataclasses.dataclass(frozen=True)
-class DeepfloydNets:
+class DeepfloydNets(Pixels):
     """A UNet on pixels and the T5 whose texts it reads, as their folder describes them.
 
     The parameters are the UNet's; `folder` is where T5 and its tokenizer are.
@@ -116,20 +116,6 @@ class DeepfloydNets:
         while len(known) > REMEMBERED:
             known.pop(next(iter(known)))
         return Text(tokens, jnp.ones(tokens.shape[:2], bool))
-
-    def encode(
-        self,
-        params: PyTree,
-        rgb: Float[Array, "b h w 3"],
-        keys: Key[Array, " b"],
-        cheap: bool = False,
-    ) -> Float[Array, "b s s 3"]:
-        """The pixels themselves at `image_size`, in [-1, 1]; nothing is drawn."""
-        return encode_pixels(rgb, self.image_size)
-
-    def decode(self, params: PyTree, z_0: Float[Array, "b s s 3"]) -> Float[Array, "b s s 3"]:
-        """Pictures in [0, 1]."""
-        return decode_pixels(z_0)
 
     def predict(
         self, params: PyTree, z_t: Float[Array, "b s s 3"], t: Int[Array, " b"], condition: Text

@@ -25,7 +25,7 @@ from dreamjax.errors import UserError
 from dreamjax.nets.text import Text, TextConfig, TextEncoder
 from dreamjax.nets.unet import UNet, UNetConfig
 from dreamjax.nets.view import ViewEncoder
-from dreamjax.priors.base import Conditions, NetPrior, Prompt, decode_pixels, encode_pixels
+from dreamjax.priors.base import Conditions, NetPrior, Pixels, Prompt
 from dreamjax.priors.words import read_prompt
 from dreamjax.scene.views import Views
 from dreamjax.settings import Dtype, Range, settings, short
@@ -43,7 +43,7 @@ def _cosine(steps: int) -> Schedule:
 
 
 @settings
-class ObjectsNet:
+class ObjectsNet(Pixels):
     """The network of a diffusion model of things seen from a known side, as its file describes it.
 
     `vocabulary` begins with padding ("") and `PLURAL`; then come the words it was trained on.
@@ -166,20 +166,6 @@ class ObjectsNet:
         view = cast(Array, found)
         tokens = jnp.concatenate([words.tokens, view], axis=1)
         return Text(tokens, jnp.concatenate([words.mask, jnp.ones(view.shape[:2], bool)], axis=1))
-
-    def encode(
-        self,
-        params: PyTree,
-        rgb: Float[Array, "b h w 3"],
-        keys: Key[Array, " b"],
-        cheap: bool = False,
-    ) -> Float[Array, "b s s 3"]:
-        """Pixels brought to `image_size` and to [-1, 1]; nothing is drawn, and nothing cheaper."""
-        return encode_pixels(rgb, self.image_size)
-
-    def decode(self, params: PyTree, z_0: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
-        """Pictures in [0, 1]; `params` are not used."""
-        return decode_pixels(z_0)
 
     def predict(
         self, params: PyTree, z_t: Float[Array, "b h w 3"], t: Int[Array, " b"], condition: Text

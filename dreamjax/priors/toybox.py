@@ -27,7 +27,7 @@ from dreamjax.nets import lora
 from dreamjax.nets.text import Text, TextConfig, TextEncoder
 from dreamjax.nets.unet import UNet, UNetConfig
 from dreamjax.priors import words
-from dreamjax.priors.base import Conditions, NetPrior, Prompt, decode_pixels, encode_pixels
+from dreamjax.priors.base import Conditions, NetPrior, Pixels, Prompt
 from dreamjax.scene.views import Views
 from dreamjax.settings import Dtype, Range, Real, settings, short
 
@@ -46,7 +46,7 @@ def _cosine(steps: int) -> Schedule:
 
 
 @settings
-class ToyboxNet:
+class ToyboxNet(Pixels):
     """The network of a text-to-image diffusion model of toybox pictures, as its file describes it.
 
     `view_names` are what captions called views in its training. Raises UserError for sizes that do
@@ -114,20 +114,6 @@ class ToyboxNet:
     def embed_ids(self, params: PyTree, ids: Int[Array, "n l"]) -> Text:
         """Token embeddings of word numbers."""
         return cast(Text, TextEncoder(self.text).apply({"params": params["text"]}, ids))
-
-    def encode(
-        self,
-        params: PyTree,
-        rgb: Float[Array, "b h w 3"],
-        keys: Key[Array, " b"],
-        cheap: bool = False,
-    ) -> Float[Array, "b s s 3"]:
-        """Pixels brought to `image_size` and to [-1, 1]; nothing is drawn, and nothing cheaper."""
-        return encode_pixels(rgb, self.image_size)
-
-    def decode(self, params: PyTree, z_0: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
-        """Pictures in [0, 1]; `params` are not used."""
-        return decode_pixels(z_0)
 
     def predict(
         self, params: PyTree, z_t: Float[Array, "b h w 3"], t: Int[Array, " b"], condition: Text

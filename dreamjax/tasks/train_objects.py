@@ -32,7 +32,7 @@ from dreamjax.priors import objects, toybox
 from dreamjax.priors.objects import ObjectsNet
 from dreamjax.priors.sampling import Sampler, guided_net
 from dreamjax.scene.shading import Light
-from dreamjax.settings import NonNegative, Range, Share, settings
+from dreamjax.settings import NonNegative, Range, Share, settings, short
 from dreamjax.tasks.train_prior import UNetSize
 from dreamjax.training.fit import Problem, Seen, Training, fit
 from dreamjax.workdir import claim, replacing, resolved
@@ -49,6 +49,7 @@ class NamedThings:
     """The pictures that the prior is trained on."""
 
     meshes: str = ""  # a folder of GLB or OBJ files, or an .npz file with its .csv
+    phrases: tuple[str, ...] = ()  # of the meshes that are taken; (): all
     dir: str = "~/.cache/dreamjax"  # where drawn pictures are kept
     drawing: Drawing = Drawing()  # how meshes are drawn
     toybox_pictures: Annotated[int, Range(0, 10**7)] = 12_288  # that are drawn beside; 0: none
@@ -92,8 +93,12 @@ class TrainObjects(Training):
 
     @functools.cached_property
     def meshes(self) -> list:
-        """What is drawn; raises UserError where nothing can be read."""
-        return read_meshes(self.data.meshes)
+        """What is drawn; raises UserError where nothing can be read, and for unknown phrases."""
+        meshes, phrases = read_meshes(self.data.meshes), self.data.phrases
+        missing = set(phrases) - {mesh.phrase for mesh in meshes}
+        if missing:
+            raise UserError(f"data.phrases: no mesh is named {short(sorted(missing))}")
+        return [mesh for mesh in meshes if mesh.phrase in phrases] if phrases else meshes
 
     @functools.cached_property
     def net(self) -> ObjectsNet:

@@ -101,6 +101,15 @@ def test_its_words_are_those_of_its_meshes_and_of_the_toybox(task, workdir):
     assert net == task.net and {"brick", "leaf", "snowman", "purple"} <= set(net.vocabulary)
 
 
+def test_the_meshes_of_some_phrases_alone(task):
+    some = dataclasses.replace(task, data=dataclasses.replace(task.data, phrases=("a leaf",)))
+    assert [mesh.name for mesh in some.meshes] == ["A/2"]
+    assert "leaf" in some.net.vocabulary and "brick" not in some.net.vocabulary
+    other = dataclasses.replace(task, data=dataclasses.replace(task.data, phrases=("a unicorn",)))
+    with pytest.raises(UserError, match="data.phrases: .*a unicorn"):
+        other.meshes  # noqa: B018  reading is what raises
+
+
 def test_a_run_that_was_stopped_repeats_itself_exactly(task, workdir, tmp_path, monkeypatch):
     update = Progress.update
 
