@@ -47,6 +47,7 @@ TASKS = {
     "deepfloyd": Dream,
     "dream_fields": Dream,
     "guided_diffusion_sample": Sample,
+    "hundred_prior": TrainObjects,
     "mvdream": Dream,
     "objects_prior": TrainObjects,
     "prolificdreamer": Dream,
