@@ -27,9 +27,11 @@ from dreamjax.data.folder import Folder
 from dreamjax.errors import UserError
 from dreamjax.nets.text import TextConfig
 from dreamjax.nets.unet import UNetConfig
-from dreamjax.priors import toybox
+from dreamjax.priors import deepfloyd, mvdream, stable_diffusion, toybox, zero123
 from dreamjax.priors.stable_diffusion import StableDiffusion
 
+from .priors.test_deepfloyd import FILES as DEEPFLOYD
+from .test_lowering import MVDREAM, SD15
 from .tiny_models import write_tiny_models
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -268,6 +270,50 @@ def test_model_folders_that_are_something_else(models):
     assert "says what texts are padded with" in (told(whole.load) or "")
     tensors.write_bytes(models.files["text_encoder/model.safetensors"])
     config.write_bytes(models.files["tokenizer/tokenizer_config.json"])
+
+
+UNET = "unet/config.json"
+ZERO123 = {
+    **{name: content for name, content in SD15.items() if "text" not in name},
+    "model_index.json": {"_class_name": "Zero1to3StableDiffusionPipeline"},
+    UNET: SD15[UNET] | {"in_channels": 8},
+    "image_encoder/config.json": {
+        "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+        "num_attention_heads": 16, "image_size": 224, "patch_size": 14, "projection_dim": 768,
+        "hidden_act": "quick_gelu",
+    },
+}  # fmt: skip
+DESCRIBED = {
+    "deepfloyd": (DEEPFLOYD, lambda at: deepfloyd.describe(at, "float32")),
+    "mvdream": (
+        MVDREAM,
+        lambda at: stable_diffusion.describe(at, "float32", False, False, mvdream.MVDreamNets),
+    ),
+    "zero123": (ZERO123, lambda at: zero123.describe(at, "float32", False, False)),
+}
+
+
+@pytest.mark.parametrize("kind", DESCRIBED)
+def test_descriptions_of_other_models(kind, tmp_path):
+    files, describe = DESCRIBED[kind]
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(content))
+    assert told(lambda: describe(tmp_path)) is None
+
+    def make(rng):
+        name = list(files)[rng.integers(len(files))]
+
+        def read():
+            (tmp_path / name).write_text(mutated(rng, files[name]))
+            try:
+                describe(tmp_path)
+            finally:
+                (tmp_path / name).write_text(json.dumps(files[name]))
+
+        return name, read
+
+    check_all(320, make, 0.4)
 
 
 # Image folders
