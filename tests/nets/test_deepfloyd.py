@@ -135,6 +135,7 @@ def test_the_published_networks_have_the_published_parameters(given, count):
 
 
 @pytest.mark.slow
+@pytest.mark.large
 @pytest.mark.skipif(MEMORY < 8, reason=f"needs 8 GiB of memory; this machine has {MEMORY:.0f}")
 def test_the_smallest_published_network_at_full_size(tmp_path):
     torch = pytest.importorskip("torch")

@@ -27,6 +27,7 @@ from .torch_random import randomised  # noqa: E402
 MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.large,
     pytest.mark.skipif(
         MEMORY < 14, reason=f"needs 14 GiB of memory; this machine has {MEMORY:.0f}"
     ),

@@ -24,6 +24,7 @@ from .torch_unet import load_flax  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.large,
     # diffusers' and transformers' own
     pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning"),
 ]

@@ -49,6 +49,7 @@ def trained(steps=200):
 
 
 @pytest.mark.slow
+@pytest.mark.large
 def test_importance_lowers_the_variance_of_the_bounds_gradient():
     """Of all parameters together, and without moving its mean (arXiv 2102.09672 section 3.3)."""
     net, params, data = trained()

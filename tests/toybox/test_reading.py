@@ -93,6 +93,7 @@ def test_an_anchor_holds_what_the_encoder_said(held_out, quick_compilation):
 
 
 @pytest.mark.slow
+@pytest.mark.large
 def test_it_learns_to_read_combinations_it_never_saw(held_out):
     config = TextConfig(len(VOCABULARY), MAX_WORDS)  # the shipped one, and its steps
     ids = jnp.zeros((1, MAX_WORDS), jnp.int32)
