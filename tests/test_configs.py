@@ -20,12 +20,14 @@ from dreamjax.tasks import train_diffusion
 from dreamjax.tasks.benchmark import Benchmark
 from dreamjax.tasks.dream import Dream, make_update
 from dreamjax.tasks.evaluate import Evaluate
+from dreamjax.tasks.evaluate_objects import EvaluateObjects
 from dreamjax.tasks.likelihood import Likelihood
 from dreamjax.tasks.refine import Refine
 from dreamjax.tasks.sample import Sample
 from dreamjax.tasks.tradeoff import Tradeoff
 from dreamjax.tasks.train_classifier import TrainClassifier
 from dreamjax.tasks.train_diffusion import TrainDiffusion
+from dreamjax.tasks.train_judge import TrainJudge
 from dreamjax.tasks.train_objects import TrainObjects
 from dreamjax.tasks.train_prior import TrainPrior
 from dreamjax.tasks.train_probe import TrainProbe
@@ -47,6 +49,8 @@ TASKS = {
     "deepfloyd": Dream,
     "dream_fields": Dream,
     "guided_diffusion_sample": Sample,
+    "hundred_evaluate": EvaluateObjects,
+    "hundred_judge": TrainJudge,
     "hundred_prior": TrainObjects,
     "mvdream": Dream,
     "objects_prior": TrainObjects,

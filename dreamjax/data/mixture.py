@@ -159,8 +159,8 @@ class Mixture:
             np.stack([self._tokenise(choice.caption) for choice in choices]),
         )
 
-    def validation(self, count: int) -> dict[str, Pictures]:
-        """Fixed batches of `count` pictures each, none of which is trained on.
+    def held_out(self, count: int) -> dict[str, list[Choice]]:
+        """`count` fixed pictures of each kind, none of which is trained on.
 
         `views` are held-out views of meshes that are trained on, `models` are meshes of phrases
         that are, and `pairs` are phrases in colours that they are never trained in.
@@ -168,14 +168,20 @@ class Mixture:
         kinds = {"views": self._usable, "pairs": self._pairs()}
         if len(self.held_out_models):
             kinds["models"] = self.held_out_models
-        batches = {}
+        found = {}
         for number, (kind, meshes) in enumerate(kinds.items()):
             if not len(meshes) or (kind == "views" and not self.mixing.held_out_views):
                 continue
             rng = np.random.default_rng([7, number])
-            choices = [self._validation_choice(rng, kind, meshes) for _ in range(count)]
-            batches[kind] = self.gather(choices, rng)
-        return batches
+            found[kind] = [self._validation_choice(rng, kind, meshes) for _ in range(count)]
+        return found
+
+    def validation(self, count: int) -> dict[str, Pictures]:
+        """The pictures of `held_out`."""
+        return {
+            kind: self.gather(choices, np.random.default_rng([8, number]))
+            for number, (kind, choices) in enumerate(self.held_out(count).items())
+        }
 
     def _pairs(self) -> np.ndarray:
         return np.array([m for m in self._usable if self.colors_of(int(m), True)], np.int64)

@@ -27,7 +27,8 @@ from dreamjax.workdir import resolved
 class Retrieval:
     """CLIP R-Precision: how often a rendering finds its caption among all captions."""
 
-    clips: tuple[str, ...] = ()  # folders or repository ids of CLIPs; empty: not measured
+    clips: tuple[str, ...] = ()
+    """folders or repository ids of CLIPs, or files of task train_judge; empty: not measured"""
     captions: str = ""  # a file of captions to find, one a line; every prompt must be among them
     size: Annotated[int, Range(1, 1024)] = 128  # of renderings, in pixels
 

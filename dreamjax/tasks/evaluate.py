@@ -27,6 +27,7 @@ from dreamjax.errors import UserError
 from dreamjax.evaluate import dreams, retrieval, samples
 from dreamjax.evaluate import probe as probes
 from dreamjax.evaluate.dreams import Dreams
+from dreamjax.evaluate.judge import Judge
 from dreamjax.evaluate.prompts import PROMPTS
 from dreamjax.evaluate.retrieval import Retrieval
 from dreamjax.evaluate.runs import FinishedRun
@@ -74,11 +75,14 @@ class Evaluate:
         if not (folder or self.samples.any):
             raise UserError("there is nothing to score: name dreams.folder, or ask for samples")
         draw = self._drawer() if self.samples.any else None
-        clips: dict[str, tuple[Clip, PyTree]] = {}
+        clips: dict[str, tuple[Clip | Judge, PyTree]] = {}
         captions: list[str] = []
         if self.retrieval.clips:
             captions = retrieval.read_captions(self.retrieval.captions)
-            networks = {name: Clip(weights=name) for name in self.retrieval.clips}
+            networks = {
+                name: Judge(name) if name.endswith(".safetensors") else Clip(weights=name)
+                for name in self.retrieval.clips
+            }
             clips = {name: (network, network.load()) for name, network in networks.items()}
         workdir = claim(workdir, self, harmless=("dreams.run_missing",))
 

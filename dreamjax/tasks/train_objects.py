@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 from PIL import Image, ImageDraw
 
 from dreamjax.data.captions import vocabulary
-from dreamjax.data.meshes import Drawing, draw_meshes, left_out, read_meshes
+from dreamjax.data.meshes import Drawing, Mesh, draw_meshes, left_out, read_meshes
 from dreamjax.data.mixture import Mixing, Mixture, Pictures
 from dreamjax.data.pictures import LIT, compose
 from dreamjax.data.toybox import draw_toybox
@@ -56,6 +56,22 @@ class NamedThings:
     mixing: Mixing = Mixing()  # which pictures are trained on, and how often
     light: Light = Light(shaded=0.55, textureless=0.25)  # drawn anew each time
 
+    def read(self) -> list[Mesh]:
+        """What is drawn; raises UserError where nothing can be read, and for unknown phrases."""
+        meshes, phrases = read_meshes(self.meshes), self.phrases
+        missing = set(phrases) - {mesh.phrase for mesh in meshes}
+        if missing:
+            raise UserError(f"data.phrases: no mesh is named {short(sorted(missing))}")
+        return [mesh for mesh in meshes if mesh.phrase in phrases] if phrases else meshes
+
+    def mix(self, meshes: Sequence[Mesh], tokenise: Callable[[str], np.ndarray]) -> Mixture:
+        """What batches are drawn from; its pictures are drawn first where they are missing."""
+        cache, toybox = resolved(self.dir), None
+        pictures = draw_meshes(meshes, self.drawing, cache)
+        if self.toybox_pictures:
+            toybox = draw_toybox(self.toybox_pictures, self.drawing.size, cache)
+        return Mixture(pictures, toybox, tokenise, self.mixing, self.light, left_out())
+
 
 @settings
 class TrainObjects(Training):
@@ -92,13 +108,9 @@ class TrainObjects(Training):
             raise UserError(f"sampler.method is {self.sampler.method!r}: only ddim is drawn by")
 
     @functools.cached_property
-    def meshes(self) -> list:
-        """What is drawn; raises UserError where nothing can be read, and for unknown phrases."""
-        meshes, phrases = read_meshes(self.data.meshes), self.data.phrases
-        missing = set(phrases) - {mesh.phrase for mesh in meshes}
-        if missing:
-            raise UserError(f"data.phrases: no mesh is named {short(sorted(missing))}")
-        return [mesh for mesh in meshes if mesh.phrase in phrases] if phrases else meshes
+    def meshes(self) -> list[Mesh]:
+        """What is drawn; raises UserError where nothing can be read."""
+        return self.data.read()
 
     @functools.cached_property
     def net(self) -> ObjectsNet:
@@ -110,13 +122,7 @@ class TrainObjects(Training):
     @functools.cached_property
     def mixture(self) -> Mixture:
         """What batches are drawn from; its pictures are drawn first where they are missing."""
-        data, cache = self.data, resolved(self.data.dir)
-        pictures = draw_meshes(self.meshes, data.drawing, cache)
-        toybox = None
-        if data.toybox_pictures:
-            toybox = draw_toybox(data.toybox_pictures, data.drawing.size, cache)
-        tokenise = self.net.tokenise
-        return Mixture(pictures, toybox, tokenise, data.mixing, data.light, left_out())
+        return self.data.mix(self.meshes, self.net.tokenise)
 
     def run(self, workdir: str | Path) -> None:
         """Train, from the newest checkpoint in `workdir` on, and write `prior.safetensors`."""
