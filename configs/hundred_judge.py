@@ -3,7 +3,7 @@
     python -m dreamjax.main --config=hundred_judge --workdir=runs/hundred_judge \
         --config.data.meshes=FOLDER_OR_NPZ
 
-Draws its own pictures of the meshes and trains on them for a quarter of an hour on two cores.
+Draws its own pictures of the meshes and trains on them for ten minutes on two cores.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from dreamjax.training.optimizer import Adam
 def get_config() -> TrainJudge:
     phrases = load_config("hundred_prior").data.phrases
     return TrainJudge(
-        steps=5000,
+        steps=2500,
         data=dataclasses.replace(TrainJudge().data, phrases=phrases),
         optimizer=Adam(2e-3, final_learning_rate=2e-5, warmup=0.05, b2=0.99, clip_norm=1.0),
     )

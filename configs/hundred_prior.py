@@ -4,7 +4,7 @@
         --config.data.meshes=FOLDER_OR_NPZ
 
 `scripts/train_prior --config=hundred_prior ...` is the same, faster on a CPU. A prior of few things
-is sharp sooner than one of many.
+is sharp sooner than one of many. 6,000 steps of 32 pictures are 70 minutes of two idle cores.
 """
 
 import dataclasses
@@ -32,5 +32,7 @@ PHRASES = tuple(
 
 def get_config() -> TrainObjects:
     task = load_config("objects_prior")
-    data = dataclasses.replace(task.data, phrases=PHRASES)
-    return dataclasses.replace(task, data=data)
+    mixing = dataclasses.replace(task.data.mixing, toybox=0.1)
+    data = dataclasses.replace(task.data, phrases=PHRASES, mixing=mixing)
+    optimizer = dataclasses.replace(task.optimizer, final_learning_rate=3e-5)
+    return dataclasses.replace(task, steps=6000, eval_every=1000, data=data, optimizer=optimizer)

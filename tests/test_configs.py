@@ -53,6 +53,7 @@ TASKS = {
     "hundred_judge": TrainJudge,
     "hundred_prior": TrainObjects,
     "mvdream": Dream,
+    "objects": Dream,
     "objects_prior": TrainObjects,
     "prolificdreamer": Dream,
     "r_precision": Evaluate,

@@ -187,7 +187,7 @@ class Objects(NetPrior):
     """A prior of named things that is told the camera, as task train_objects writes it."""
 
     weights: str = ""  # a safetensors file of task train_objects
-    image_size: Annotated[int, Range(8, 512)] = 64  # pixels of the pictures that it is shown
+    image_size: Annotated[int, Range(8, 512)] = 32  # pixels of the pictures that it is shown
     dtype: Dtype = "float32"  # of the network's activations
 
     @functools.cached_property
@@ -291,7 +291,10 @@ def save(path: str | Path, net: ObjectsNet, params: PyTree) -> None:
 def read_net(path: str | Path) -> ObjectsNet:
     """The network that a file describes; raises UserError for a file that is not of this kind."""
     if not str(path):
-        raise UserError("weights is empty: expected a safetensors file of task train_objects")
+        raise UserError(
+            "the prior of named things ships no weights yet: name a file of task train_objects, as "
+            "--config.prior.weights=runs/hundred_prior/prior.safetensors"
+        )
     return weights.build(path, ObjectsNet, weights.description(path, FORMAT, "prior"))
 
 

@@ -32,7 +32,7 @@ class EvaluateObjects:
     """Score the samples of a prior of named things; writes scores.md, scores.json and pictures."""
 
     seed: Seed = 0  # of cameras and samples
-    prior: Objects = Objects(image_size=32)  # what draws
+    prior: Objects = Objects()  # what draws
     judge: Judge = Judge()  # what reads; its phrases are drawn
     per_phrase: Annotated[int, Range(1, 1000)] = 4  # pictures of each phrase and look
     sampler: Sampler = Sampler(steps=30, guidance_scale=3.0)

@@ -190,7 +190,7 @@ def test_as_a_prior_it_tells_the_network_each_view(tmp_path, net_and_params):
 
 
 def test_a_prior_without_weights_or_words_says_so(tmp_path, net_and_params):
-    with pytest.raises(UserError, match="weights is empty"):
+    with pytest.raises(UserError, match="ships no weights yet: name a file"):
         objects.Objects().load()
     net, params = net_and_params
     objects.save(tmp_path / "p.safetensors", net, params)
