@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from dreamjax import weights
 from dreamjax.errors import UserError
 from dreamjax.evaluate.probe import SIZE, shrink
+from dreamjax.evaluate.r_precision import canonical
 from dreamjax.evaluate.scores import Count
 from dreamjax.nets.probe import Probe, ProbeConfig
 from dreamjax.settings import convert, settings
@@ -56,11 +57,11 @@ class Judge:
 
     def embed_texts(self, params: PyTree, texts: Sequence[str]) -> Float[Array, "n phrases"]:
         """Unit vectors; raises UserError for a text that is none of its phrases."""
-        number = {phrase: i for i, phrase in enumerate(self.trained.phrases)}
+        number = {canonical(phrase): i for i, phrase in enumerate(self.trained.phrases)}
         for text in texts:
-            if text not in number:
+            if canonical(text) not in number:
                 raise UserError(f"the judge {self.weights} does not know the phrase {text!r}")
-        return jnp.eye(len(number))[np.array([number[text] for text in texts])]
+        return jnp.eye(len(number))[np.array([number[canonical(text)] for text in texts])]
 
     def image_features(
         self, params: PyTree, rgb: Float[Array, "b h w 3"]

@@ -75,6 +75,8 @@ def score(
     Runs are given as folders with their prompts; `load` raises UserError for one that is not
     finished. Raises UserError where no run can be scored.
     """
+    # First, since a network may refuse a caption.
+    texts = {name: np.asarray(net.embed_texts(p, captions)) for name, (net, p) in clips.items()}
     prompts, skipped = [], []
     colored: list[np.ndarray] = []
     textureless: list[np.ndarray] = []
@@ -93,11 +95,10 @@ def score(
     truth = r_precision.find_captions(captions, prompts)
     rows = []
     for name, (clip, params) in clips.items():
-        texts = np.asarray(clip.embed_texts(params, captions))
         features = jax.jit(functools.partial(clip.image_features, params))
         scores: Any = (
             r_precision.r_precision(
-                r_precision.embed_renderings(features, np.stack(rgb)), texts, truth
+                r_precision.embed_renderings(features, np.stack(rgb)), texts[name], truth
             )
             for rgb in (colored, textureless)
         )

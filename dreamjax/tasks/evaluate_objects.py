@@ -13,7 +13,6 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from dreamjax.errors import UserError
 from dreamjax.evaluate import judge as judges
 from dreamjax.evaluate.judge import Judge
 from dreamjax.export.sheet import grid, write_png
@@ -21,7 +20,7 @@ from dreamjax.priors.objects import LIT, LOOKS, TEXTURELESS, Objects
 from dreamjax.priors.sampling import Sampler
 from dreamjax.settings import Range, Seed, settings
 from dreamjax.tasks.train_judge import table
-from dreamjax.tasks.train_objects import sample_views
+from dreamjax.tasks.train_objects import check_ddim, sample_views
 from dreamjax.workdir import claim, write_text
 
 ELEVATIONS = (0.0, 50.0)  # degrees, drawn evenly
@@ -37,12 +36,13 @@ class EvaluateObjects:
     per_phrase: Annotated[int, Range(1, 1000)] = 4  # pictures of each phrase and look
     sampler: Sampler = Sampler(steps=30, guidance_scale=3.0)
 
+    def __post_init__(self):
+        check_ddim(self.sampler)
+
     def run(self, workdir: str | Path) -> None:
         """Draw and score; raises UserError for files that cannot be read and unknown words."""
         judge, net, params = self.judge.trained, self.prior.net, self.prior.load()
         net.ids(judge.phrases)
-        if self.sampler.method != "ddim":
-            raise UserError(f"sampler.method is {self.sampler.method!r}: only ddim is drawn by")
         workdir = claim(workdir, self)
         rng = np.random.default_rng(self.seed)
         truth = np.repeat(np.arange(len(judge.phrases)), self.per_phrase)

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from dreamjax.data.meshes import Drawing
 from dreamjax.data.mixture import Choice, Mixture, Pictures
 from dreamjax.data.pictures import LOOKS
+from dreamjax.errors import UserError
 from dreamjax.evaluate import judge as judges
 from dreamjax.evaluate.judge import SIZE, Trained
 from dreamjax.nets.probe import Probe, ProbeConfig
@@ -42,6 +43,16 @@ class TrainJudge(Training):
     ema_decay: Decay = 0.998  # of the moving average, which is what is saved and measured
     fresh: Annotated[int, Range(judges.CHUNK, 10**6)] = 4096  # unseen views it is measured on
     soften: Soften = Soften()  # how the pictures that it learns from are changed
+
+    def __post_init__(self):
+        if self.data.toybox_pictures:
+            raise UserError("data.toybox_pictures: the judge tells meshes apart, expected 0")
+        if not self.data.mixing.held_out_views:
+            raise UserError("data.mixing.held_out_views is 0: the judge is measured on some")
+        if self.data.drawing.size % SIZE:
+            raise UserError(
+                f"data.drawing.size is {self.data.drawing.size}: expected a multiple of {SIZE}"
+            )
 
     def run(self, workdir: str | Path) -> None:
         """Train, from the newest checkpoint in `workdir` on, and write `judge.safetensors`."""

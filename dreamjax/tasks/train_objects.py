@@ -27,6 +27,7 @@ from dreamjax.diffusion.reverse import predicted_eps
 from dreamjax.diffusion.samplers import ddim_sample
 from dreamjax.diffusion.timesteps import late
 from dreamjax.errors import UserError
+from dreamjax.export.progress import progress
 from dreamjax.nets.text import TextConfig
 from dreamjax.priors import objects, toybox
 from dreamjax.priors.objects import ObjectsNet
@@ -104,8 +105,7 @@ class TrainObjects(Training):
                 f"size is {self.size}: expected a divisor of data.drawing.size, "
                 f"{self.data.drawing.size}"
             )
-        if self.sampler.method != "ddim":
-            raise UserError(f"sampler.method is {self.sampler.method!r}: only ddim is drawn by")
+        check_ddim(self.sampler)
 
     @functools.cached_property
     def meshes(self) -> list[Mesh]:
@@ -128,7 +128,9 @@ class TrainObjects(Training):
         """Train, from the newest checkpoint in `workdir` on, and write `prior.safetensors`."""
         net, start = self.net, first_params(self)
         workdir = claim(workdir, self, self.HARMLESS)
-        measure = make_evaluator(net, self, self.mixture.validation(self.eval_pictures))
+        batches = self.mixture.validation(self.eval_pictures)
+        batches |= misled(batches["views"]) if "views" in batches else {}
+        measure = make_evaluator(net, self, batches)
 
         def save(params: PyTree) -> Path:
             objects.save(workdir / "prior.safetensors", net, params)
@@ -149,6 +151,24 @@ class TrainObjects(Training):
             save=save,
             evaluate=evaluate,
         )
+
+
+def check_ddim(sampler: Sampler) -> None:
+    """Raise UserError for a sampler that `sample_views` does not draw by."""
+    if sampler.method != "ddim":
+        raise UserError(f"sampler.method is {sampler.method!r}: only ddim is drawn by")
+
+
+def misled(views: Pictures) -> dict[str, Pictures]:
+    """Pictures told another one's caption, and a camera a quarter turn away.
+
+    A network that does not listen has no higher loss on them.
+    """
+    azimuth = views.camera.azimuth + np.float32(90.0)
+    return {
+        "wrong_text": views._replace(ids=np.roll(views.ids, 1, axis=0)),
+        "wrong_camera": views._replace(camera=views.camera._replace(azimuth=azimuth)),
+    }
 
 
 def first_params(task: TrainObjects) -> PyTree:
@@ -300,7 +320,8 @@ def sample_views(
     count = len(ids)
     rows = np.minimum(np.arange(-(-count // SAMPLE_CHUNK) * SAMPLE_CHUNK), count - 1)
     pictures = []
-    for start in range(0, len(rows), SAMPLE_CHUNK):
+    starts = range(0, len(rows), SAMPLE_CHUNK)
+    for start in progress(starts, "drawing pictures", len(starts)):
         part = rows[start : start + SAMPLE_CHUNK]
         what = ids[part], cameras[part, 0], cameras[part, 1], looks[part]
         pictures.append(_draw(net, params, *what, jax.random.fold_in(key, start), sampler))

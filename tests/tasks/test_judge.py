@@ -1,6 +1,6 @@
 """The judge of named things: what it counts, its file, its training, and scores of samples."""
 
-import csv
+import dataclasses
 import json
 
 import jax
@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("numba")
 
 from dreamjax.data.meshes import Drawing  # noqa: E402
+from dreamjax.data.mixture import Mixing  # noqa: E402
 from dreamjax.errors import UserError  # noqa: E402
 from dreamjax.evaluate import judge as judges  # noqa: E402
 from dreamjax.evaluate.judge import Judge, Trained  # noqa: E402
@@ -26,16 +27,18 @@ from dreamjax.tasks.train_objects import NamedThings  # noqa: E402
 from dreamjax.tasks.train_prior import UNetSize  # noqa: E402
 from dreamjax.training.optimizer import Adam  # noqa: E402
 
+from ..tiny import write_two_squares  # noqa: E402
+
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 PHRASES = ("a brick", "a leaf", "a pond")
 
 
-def write_judge(path, report=None) -> Trained:
-    """A judge that says the most frequent of red, green and blue."""
+def write_judge(path) -> Trained:
+    """A tiny judge with random parameters."""
     config = ProbeConfig(heads=(3,), channels=(8,), blocks=(0,), hidden=8)
     init = Probe(config).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
     params = jax.tree.map(lambda x: np.asarray(x, np.float16).astype(np.float32), init)
-    judge = Trained(config, PHRASES, params, report or {"lit": {"top-1": [3, 4], "top-5": [4, 4]}})
+    judge = Trained(config, PHRASES, params, {"lit": {"top-1": [3, 4], "top-5": [4, 4]}})
     judges.save(path, judge)
     return judge
 
@@ -66,9 +69,9 @@ def test_a_judge_is_read_back_and_finds_what_its_logits_say(tmp_path):
     (wanted,) = Probe(found.config).apply({"params": written.params}, small)
     np.testing.assert_allclose(scores, wanted, atol=1e-5)
     params = judge.load()
-    order = ("a pond", "a brick", "a leaf")
+    order = ("A pond.", "a brick", "a leaf")
     nearest = retrieved(judge.image_features(params, rgb), judge.embed_texts(params, order))
-    assert [order[i] for i in nearest] == [PHRASES[i] for i in scores.argmax(1)]
+    assert [(2, 0, 1)[i] for i in nearest] == scores.argmax(1).tolist()
     with pytest.raises(UserError, match="does not know the phrase 'a unicorn'"):
         judge.embed_texts(params, ["a unicorn"])
 
@@ -80,22 +83,23 @@ def test_other_files_are_no_judges(tmp_path):
         Judge(str(path)).load()
 
 
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"toybox_pictures": 9}, "toybox_pictures"),
+        ({"mixing": Mixing(held_out_views=0)}, "held_out_views is 0"),
+        ({"drawing": Drawing(size=48)}, "drawing.size is 48: expected a multiple of 32"),
+    ],
+)
+def test_pictures_that_a_judge_cannot_learn_from(change, says):
+    data = dataclasses.replace(TrainJudge().data, **change)
+    with pytest.raises(UserError, match=says):
+        TrainJudge(data=data)
+
+
 @pytest.mark.slow
 def test_it_learns_to_tell_two_things_apart(tmp_path):
-    corners = np.array([[0, -1, -1], [0, 1, -1], [0, 1, 1], [0, -1, 1]], np.float16) * 0.5
-    thin = corners * np.array([1, 0.3, 1], np.float16)
-    np.savez(
-        tmp_path / "things.npz",
-        vertices=np.concatenate([corners, thin]),
-        faces=np.array([[0, 1, 2], [2, 3, 0]] * 2, np.uint16),
-        colors=np.array([[180, 60, 40]] * 2 + [[40, 160, 60]] * 2, np.uint8),
-        vertex_count=np.array([4, 4]),
-        face_count=np.array([2, 2]),
-    )
-    with (tmp_path / "things.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["phrase", "creator", "model"])
-        rows.writerows([["a brick", "A", "1"], ["a leaf", "A", "2"]])
+    write_two_squares(tmp_path, thin=0.3)
     TrainJudge(
         steps=60,
         batch_size=32,

@@ -1,6 +1,5 @@
 """Training the prior of named things: it learns, it resumes bit for bit, it writes what it says."""
 
-import csv
 import dataclasses
 import json
 
@@ -20,6 +19,8 @@ from dreamjax.tasks.train_prior import UNetSize  # noqa: E402
 from dreamjax.training.metrics import Progress  # noqa: E402
 from dreamjax.training.optimizer import Adam  # noqa: E402
 
+from ..tiny import write_two_squares  # noqa: E402
+
 pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.slow]
 
 STEPS = 160
@@ -38,19 +39,7 @@ UNET = UNetSize(
 def task(tmp_path_factory) -> TrainObjects:
     """A run on squares of two colours, from an .npz file with its .csv."""
     folder = tmp_path_factory.mktemp("meshes")
-    corners = np.array([[0, -1, -1], [0, 1, -1], [0, 1, 1], [0, -1, 1]], np.float16) * 0.5
-    np.savez(
-        folder / "things.npz",
-        vertices=np.concatenate([corners, corners]),
-        faces=np.array([[0, 1, 2], [2, 3, 0]] * 2, np.uint16),
-        colors=np.array([[180, 60, 40]] * 2 + [[40, 160, 60]] * 2, np.uint8),
-        vertex_count=np.array([4, 4]),
-        face_count=np.array([2, 2]),
-    )
-    with (folder / "things.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["phrase", "creator", "model"])
-        rows.writerows([["a brick", "A", "1"], ["a leaf", "A", "2"]])
+    write_two_squares(folder)
     return TrainObjects(
         steps=STEPS,
         batch_size=8,
@@ -92,7 +81,9 @@ def test_the_loss_falls_on_pictures_that_it_was_not_trained_on(task, workdir):
 
 def test_it_writes_losses_and_samples(workdir):
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert {"views_loss", "pairs_loss"} <= set(rows[-1]) and "loss" in rows[0]
+    assert {"views_loss", "pairs_loss", "wrong_text_loss", "wrong_camera_loss"} <= set(
+        rows[-1]
+    ) and "loss" in rows[0]
     assert (workdir / "samples" / f"{STEPS:07d}.png").exists()
 
 
