@@ -42,6 +42,16 @@ class GBuffer(NamedTuple):
     shade: Float[Array, "*b h w"]
 
 
+class Composed(NamedTuple):
+    """A lit picture before its backdrop, in [0, 1], and what of it is the object.
+
+    `matter` is the object's rgb times its mask, and the mask.
+    """
+
+    rgb: Float[Array, "*b h w 3"]
+    matter: Float[Array, "*b h w 4"]
+
+
 class Recolor(NamedTuple):
     """The dominant colour as it is and as it shall be, rgb in [0, 1]; `on` is 0 or 1."""
 
@@ -118,8 +128,8 @@ def compose(
     key: Key[Array, ""],
     light: Light,
     size: int,
-) -> Float[Array, "size size 3"]:
-    """One picture in [0, 1], lit as `look` says, before a random backdrop.
+) -> Composed:
+    """One picture of `size` pixels, lit as `look` says, before a random backdrop.
 
     Args:
         stored: a stored picture, `size` times a whole number of pixels wide.
@@ -146,6 +156,11 @@ def compose(
     )
     rgb = lambertian(recolored(buffers, recolor), buffers.normal, point, shading)
     mask = buffers.mask[..., None]
-    rgb = rgb * mask + (1.0 - mask) * backdrop_rgb(sample_backdrop(key_backdrop), full)
-    step = full // size
-    return jnp.clip(rgb, 0.0, 1.0).reshape(size, step, size, step, 3).mean((1, 3))
+    matter = jnp.concatenate([rgb * mask, mask], axis=-1)
+    rgb = matter[..., :3] + (1.0 - mask) * backdrop_rgb(sample_backdrop(key_backdrop), full)
+
+    def averaged(picture):
+        step = full // size
+        return jnp.clip(picture, 0.0, 1.0).reshape(size, step, size, step, -1).mean((1, 3))
+
+    return Composed(averaged(rgb), averaged(matter))

@@ -187,11 +187,12 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[Array, "b h w c"], t: Num[Array, " b"], text: Text
-    ) -> Float[Array, "b h w c"]:
-        """Predict from x [B, H, W, 3] in [-1, 1] plus noise, t [B] in timesteps, text of B rows.
+    ) -> Float[Array, "b h w out"]:
+        """Predict from x [B, H, W, C] in [-1, 1] plus noise, t [B] in timesteps, text of B rows.
 
-        H and W are multiples of `config.multiple`. Float32 in and out, zero at initialisation;
-        the network's own activations have `config.dtype`.
+        C is 3, or more where something is shown beside the picture. H and W are multiples of
+        `config.multiple`. Float32 in and out, zero at initialisation; the network's own activations
+        have `config.dtype`.
         """
         config = self.config
         if x.shape[1] % config.multiple or x.shape[2] % config.multiple:

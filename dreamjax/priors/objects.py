@@ -1,7 +1,8 @@
 """A prior of many real things that is told the camera: a v-prediction pixel UNet with its text.
 
-Three kinds of tokens go side by side into the UNet's cross-attention: the words of the prompt, the
-camera's azimuth and elevation, and which kind of picture it is. One safetensors file holds float16
+Three kinds of tokens go, mixed by a transformer, into the UNet's cross-attention: the words of the
+prompt, the camera's azimuth and elevation, and which kind of picture it is. The mean picture that
+they stand for goes in beside the noisy one (`nets.view`). One safetensors file holds float16
 tensors and, in its metadata, the network's sizes, the vocabulary and the schedule.
 """
 
@@ -24,7 +25,7 @@ from dreamjax.diffusion.schedule import Schedule, cosine
 from dreamjax.errors import UserError
 from dreamjax.nets.text import Text, TextConfig, TextEncoder
 from dreamjax.nets.unet import UNet, UNetConfig
-from dreamjax.nets.view import ViewEncoder
+from dreamjax.nets.view import MeanPicture, ViewEncoder
 from dreamjax.priors.base import Conditions, NetPrior, Pixels, Prompt
 from dreamjax.priors.words import read_prompt
 from dreamjax.scene.views import Views
@@ -55,6 +56,7 @@ class ObjectsNet(Pixels):
     image_size: Annotated[int, Range(1, 4096)] = 64
     schedule_steps: Annotated[int, Range(1, 100_000)] = 1000
     looks: tuple[str, ...] = LOOKS
+    view_layers: Annotated[int, Range(0, 64)] = 2  # transformer blocks over words and view
 
     def __post_init__(self):
         """Refuse sizes that do not fit one another; raises UserError."""
@@ -96,20 +98,21 @@ class ObjectsNet(Pixels):
 
     @property
     def view(self) -> ViewEncoder:
-        """The network that makes tokens of cameras and kinds of picture."""
-        return ViewEncoder(self.text.dim, len(self.looks))
+        """The network that puts words, cameras and kinds of picture together."""
+        return ViewEncoder(self.text.dim, len(self.looks), self.view_layers, self.text.heads)
 
     def init(self, key: Key[Array, ""]) -> PyTree:
-        """Fresh parameters {"unet", "text", "view"}."""
-        key_unet, key_text, key_view = jax.random.split(key, 3)
+        """Fresh parameters {"unet", "text", "view", "mean"}."""
+        key_unet, key_text, key_view, key_mean = jax.random.split(key, 4)
         ids = jnp.zeros((1, self.text.length), jnp.int32)
         angle, look = jnp.zeros(1), jnp.zeros(1, jnp.int32)
-        params = {
-            "text": TextEncoder(self.text).init(key_text, ids)["params"],
-            "view": self.view.init(key_view, angle, angle, look, look > 0)["params"],
-        }
-        text = self.condition(params, ids, angle, angle, look, look > 0)
-        x = jnp.zeros((1, *self.shape))
+        words = {"text": TextEncoder(self.text).init(key_text, ids)["params"]}
+        view = angle, angle, look, look > 0
+        found = self.view.init(key_view, self.embed_ids(words, ids), *view)
+        params = words | {"view": found["params"]}
+        text = self.condition(params, ids, *view)
+        params["mean"] = MeanPicture().init(key_mean, text)["params"]
+        x = self._beside_mean(params, jnp.zeros((1, *self.shape)), text)
         return params | {"unet": UNet(self.unet).init(key_unet, x, angle, text)["params"]}
 
     def tokenise(self, text: str) -> Int[np.ndarray, " l"]:
@@ -162,16 +165,27 @@ class ObjectsNet(Pixels):
         told_camera: Bool[Array, " n"],
     ) -> Text:
         """`condition` with the words embedded already; `view_params` are params["view"]."""
-        found = self.view.apply({"params": view_params}, azimuth, elevation, look, told_camera)
-        view = cast(Array, found)
-        tokens = jnp.concatenate([words.tokens, view], axis=1)
-        return Text(tokens, jnp.concatenate([words.mask, jnp.ones(view.shape[:2], bool)], axis=1))
+        view = azimuth, elevation, look, told_camera
+        return cast(Text, self.view.apply({"params": view_params}, words, *view))
 
     def predict(
         self, params: PyTree, z_t: Float[Array, "b h w 3"], t: Int[Array, " b"], condition: Text
     ) -> Float[Array, "b h w 3"]:
         """The network's output, v."""
-        return cast(Array, UNet(self.unet).apply({"params": params["unet"]}, z_t, t, condition))
+        x = self._beside_mean(params, z_t, condition)
+        return cast(Array, UNet(self.unet).apply({"params": params["unet"]}, x, t, condition))
+
+    def mean_picture(self, params: PyTree, condition: Text) -> Float[Array, "n m m 4"]:
+        """The mean of the pictures that conditions stand for: rgb times the mask, and the mask."""
+        return cast(Array, MeanPicture().apply({"params": params["mean"]}, condition))
+
+    def _beside_mean(
+        self, params: PyTree, z_t: Float[Array, "b h w 3"], condition: Text
+    ) -> Float[Array, "b h w 7"]:
+        """What the UNet is shown; its loss does not reach the mean picture."""
+        mean = jax.lax.stop_gradient(self.mean_picture(params, condition))
+        mean = jax.image.resize(mean, (*z_t.shape[:3], mean.shape[-1]), "bilinear")
+        return jnp.concatenate([z_t, 2.0 * mean - 1.0], axis=-1)
 
 
 class EmbeddedPrompt(NamedTuple):

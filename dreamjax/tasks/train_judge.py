@@ -22,7 +22,7 @@ from dreamjax.evaluate import judge as judges
 from dreamjax.evaluate.judge import SIZE, Trained
 from dreamjax.nets.probe import Probe, ProbeConfig
 from dreamjax.settings import Range, settings
-from dreamjax.tasks.train_objects import NamedThings, x_of
+from dreamjax.tasks.train_objects import NamedThings, composed
 from dreamjax.tasks.train_probe import Soften, soften
 from dreamjax.training.fit import Problem, Seen, Training, fit
 from dreamjax.training.optimizer import Decay
@@ -96,7 +96,7 @@ def _fetcher(mixture: Mixture, phrases, task: TrainJudge) -> Callable[[int], Nam
 
 def rgb_of(data: Pictures, keys: Key[Array, " b"], task: TrainJudge) -> Float[Array, "b s s 3"]:
     """Pictures in [0, 1] of the judge's size, light and backdrop drawn from each one's key."""
-    return 0.5 * (x_of(data, keys, task.data.light, SIZE) + 1.0)
+    return composed(data, keys, task.data.light, SIZE).rgb
 
 
 def make_problem(config: ProbeConfig, task: TrainJudge) -> Problem:

@@ -1,15 +1,16 @@
 """Train the prior of named things (`priors.objects`) on pictures of meshes and of the toybox.
 
 Pictures come from disk as G-buffers; inside the step they are recoloured, lit and put before a
-backdrop. The loss is v-prediction's mean square, late t drawn more often. For guidance, text and
-camera are dropped together at times, and the camera alone at others.
+backdrop. First the text, the view and their mean picture learn alone (`learn_means`), then
+all does. The loss is v-prediction's mean square, late t drawn more often, and the mean picture's.
+For guidance, text and camera are dropped together at times, and the camera alone at others.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from PIL import Image, ImageDraw
 from dreamjax.data.captions import vocabulary
 from dreamjax.data.meshes import Drawing, Mesh, draw_meshes, left_out, read_meshes
 from dreamjax.data.mixture import Mixing, Mixture, Pictures
-from dreamjax.data.pictures import LIT, compose
+from dreamjax.data.pictures import LIT, Composed, compose
 from dreamjax.data.toybox import draw_toybox
 from dreamjax.diffusion.losses import prediction_loss
 from dreamjax.diffusion.reverse import predicted_eps
@@ -28,7 +29,8 @@ from dreamjax.diffusion.samplers import ddim_sample
 from dreamjax.diffusion.timesteps import late
 from dreamjax.errors import UserError
 from dreamjax.export.progress import progress
-from dreamjax.nets.text import TextConfig
+from dreamjax.nets.text import Text, TextConfig
+from dreamjax.nets.view import MEAN_SIZE
 from dreamjax.priors import objects, toybox
 from dreamjax.priors.objects import ObjectsNet
 from dreamjax.priors.sampling import Sampler, guided_net
@@ -36,6 +38,7 @@ from dreamjax.scene.shading import Light
 from dreamjax.settings import NonNegative, Range, Share, settings, short
 from dreamjax.tasks.train_prior import UNetSize
 from dreamjax.training.fit import Problem, Seen, Training, fit
+from dreamjax.training.optimizer import Adam
 from dreamjax.workdir import claim, replacing, resolved
 
 EVAL_CHUNK = SAMPLE_CHUNK = 32
@@ -82,6 +85,10 @@ class TrainObjects(Training):
     size: Annotated[int, Range(8, 512)] = 32  # pixels of the pictures; the weights fit any size
     text_dropout: Share = 0.1  # share of pictures told neither text nor camera, for guidance
     camera_dropout: Share = 0.1  # share of pictures told the text alone
+    mean_steps: Annotated[int, Range(0, 10**7)] = (
+        4000  # of text, view and mean picture alone, first
+    )
+    mean_batch: Annotated[int, Range(1, 65_536)] = 256  # pictures in each of them
     late_t: NonNegative = 1.0  # t is drawn with density (1 + late_t) u^late_t over u = t / T
     warm_start: str = ""  # a safetensors file with weights to begin with, of any picture size
     from_toybox: bool = (
@@ -128,9 +135,7 @@ class TrainObjects(Training):
         """Train, from the newest checkpoint in `workdir` on, and write `prior.safetensors`."""
         net, start = self.net, first_params(self)
         workdir = claim(workdir, self, self.HARMLESS)
-        batches = self.mixture.validation(self.eval_pictures)
-        batches |= misled(batches["views"]) if "views" in batches else {}
-        measure = make_evaluator(net, self, batches)
+        measure = make_evaluator(net, self, told_and_misled(self.mixture, self.eval_pictures))
 
         def save(params: PyTree) -> Path:
             objects.save(workdir / "prior.safetensors", net, params)
@@ -147,6 +152,7 @@ class TrainObjects(Training):
             workdir,
             make_problem(net, self),
             init=lambda: start,
+            prepare=lambda params: learn_means(self, params, workdir / "means"),
             data=lambda: lambda step: self.mixture.batch((self.seed, step), self.batch_size),
             save=save,
             evaluate=evaluate,
@@ -159,16 +165,28 @@ def check_ddim(sampler: Sampler) -> None:
         raise UserError(f"sampler.method is {sampler.method!r}: only ddim is drawn by")
 
 
-def misled(views: Pictures) -> dict[str, Pictures]:
-    """Pictures told another one's caption, and a camera a quarter turn away.
+class Said(NamedTuple):
+    """Pictures, and of which pictures the network is told."""
 
-    A network that does not listen has no higher loss on them.
+    shown: Pictures
+    told: Pictures
+
+
+def told_and_misled(mixture: Mixture, count: int) -> dict[str, Said]:
+    """`count` pictures of each kind that are not trained on.
+
+    Views once more with another one's caption, and with cameras a quarter turn away: a network that
+    does not listen has no higher loss on them.
     """
-    azimuth = views.camera.azimuth + np.float32(90.0)
-    return {
-        "wrong_text": views._replace(ids=np.roll(views.ids, 1, axis=0)),
-        "wrong_camera": views._replace(camera=views.camera._replace(azimuth=azimuth)),
-    }
+    batches = mixture.validation(count)
+    found = {kind: Said(batch, batch) for kind, batch in batches.items()}
+    if "views" in batches:
+        views = batches["views"]
+        turned = views.camera._replace(azimuth=views.camera.azimuth + np.float32(90.0))
+        other = views._replace(ids=np.roll(views.ids, 1, axis=0))
+        found["wrong_text"] = Said(views, other)
+        found["wrong_camera"] = Said(views, views._replace(camera=turned))
+    return found
 
 
 def first_params(task: TrainObjects) -> PyTree:
@@ -205,11 +223,18 @@ def with_toybox(net: ObjectsNet, params: PyTree) -> PyTree:
         if word in rows:
             words[row] = known["text"]["word"]["embedding"][rows[word]]
     text = known["text"] | {"word": {"embedding": jnp.asarray(words)}}
-    return params | {"unet": known["unet"], "text": text}
+    conv, unet = params["unet"]["conv_in"], known["unet"]
+    places = net.unet.patch**2
+    # The UNet is shown the mean picture besides; nothing comes of it at first.
+    kernel = jnp.zeros_like(conv["kernel"]).reshape(3, 3, places, -1, net.unet.channels)
+    shown = unet["conv_in"]["kernel"].reshape(3, 3, places, -1, net.unet.channels)
+    kernel = kernel.at[:, :, :, : shown.shape[3]].set(shown).reshape(conv["kernel"].shape)
+    unet = unet | {"conv_in": unet["conv_in"] | {"kernel": kernel}}
+    return params | {"unet": unet, "text": text}
 
 
 def make_problem(net: ObjectsNet, task: TrainObjects) -> Problem:
-    """What `fit` trains: v-prediction, given words, camera and kind of picture."""
+    """What `fit` trains: v-prediction, given words, camera and kind of picture; and their means."""
 
     def draw(key):
         key_t, key_eps, key_drop, key_picture = jax.random.split(key, 4)
@@ -219,39 +244,82 @@ def make_problem(net: ObjectsNet, task: TrainObjects) -> Problem:
 
     def loss(params, data: Pictures, keys, memory) -> Seen:
         t, eps, u, picture_keys = jax.vmap(draw)(keys)
-        x_0 = x_of(data, picture_keys, task.data.light, net.image_size)
-        ids = jnp.where(u[:, None] < task.text_dropout, 0, data.ids)
-        told = u >= task.text_dropout + task.camera_dropout
-        seen = jnp.mean(v_loss(net, params, data._replace(ids=ids), told, x_0, t, eps))
-        return Seen(seen, {"loss": seen})
+        seen = composed(data, picture_keys, task.data.light, net.image_size)
+        condition = dropped(net, params, data, u, task)
+        v = jnp.mean(v_loss(net, params, condition, 2.0 * seen.rgb - 1.0, t, eps))
+        mean = jnp.mean(mean_loss(net, params, condition, seen.matter))
+        return Seen(v + mean, {"loss": v, "mean_loss": mean})
 
     return Problem(loss)
 
 
-def x_of(
-    data: Pictures, keys: Key[Array, " b"], light: Light, size: int
-) -> Float[Array, "b size size 3"]:
-    """Pictures in [-1, 1], light and backdrop drawn from each one's key."""
+def learn_means(task: TrainObjects, params: PyTree, workdir: Path) -> PyTree:
+    """Parameters whose text, view and mean picture have learnt alone, in a run of their own.
+
+    They see hundreds of times as many pictures a second as the UNet does.
+    """
+    if not task.mean_steps:
+        return params
+    net, learnt = task.net, {name: params[name] for name in ("text", "view", "mean")}
+
+    def loss(params, data: Pictures, keys, memory) -> Seen:
+        seen = composed(data, keys, task.data.light, MEAN_SIZE)
+        u = jax.vmap(jax.random.uniform)(keys)
+        condition = dropped(net, params, data, u, task)
+        mean = jnp.mean(mean_loss(net, params, condition, seen.matter))
+        return Seen(mean, {"loss": mean})
+
+    alone = dataclasses.replace(
+        task,
+        steps=task.mean_steps,
+        batch_size=task.mean_batch,
+        optimizer=Adam(learning_rate=2e-3, final_learning_rate=2e-5, b2=0.99, clip_norm=1.0),
+    )
+    workdir.mkdir(exist_ok=True)
+    print("text, view and their mean pictures learn first")
+    state = fit(
+        alone,
+        workdir,
+        Problem(loss),
+        init=lambda: learnt,
+        data=lambda: lambda step: task.mixture.batch((task.seed, 1, step), task.mean_batch),
+    )
+    return params | jax.device_get(state.ema)
+
+
+def composed(data: Pictures, keys: Key[Array, " b"], light: Light, size: int) -> Composed:
+    """Pictures, light and backdrop drawn from each one's key."""
 
     def one(stored, camera, recolor, look, key):
         return compose(stored, camera, recolor, look, key, light, size)
 
-    return 2.0 * jax.vmap(one)(data.stored, data.camera, data.recolor, data.look, keys) - 1.0
+    return jax.vmap(one)(data.stored, data.camera, data.recolor, data.look, keys)
+
+
+def dropped(
+    net: ObjectsNet, params: PyTree, data: Pictures, u: Float[Array, " b"], task: TrainObjects
+) -> Text:
+    """What the network is told; `u`, even in [0, 1], says what is left out of it."""
+    ids = jnp.where(u[:, None] < task.text_dropout, 0, data.ids)
+    return told(net, params, data._replace(ids=ids), u >= task.text_dropout + task.camera_dropout)
+
+
+def told(net: ObjectsNet, params: PyTree, data: Pictures, camera_too: Bool[Array, " b"]) -> Text:
+    """What `data` says of each picture, and the camera where it is told."""
+    camera, look = data.camera, jnp.asarray(data.look)
+    ids = jnp.asarray(data.ids)
+    return net.condition(params, ids, camera.azimuth, camera.elevation, look, camera_too)
 
 
 def v_loss(
     net: ObjectsNet,
     params: PyTree,
-    data: Pictures,
-    told: Bool[Array, " b"],
+    condition: Text,
     x_0: Float[Array, "b h w 3"],
     t: Int[Array, " b"],
     eps: Float[Array, "b h w 3"],
 ) -> Float[Array, " b"]:
-    """Mean square error of v, given what `data` says and the camera where it is told."""
-    camera = data.camera
-    ids, look = jnp.asarray(data.ids), jnp.asarray(data.look)
-    condition = net.condition(params, ids, camera.azimuth, camera.elevation, look, told)
+    """Mean square error of v."""
 
     def predict(x_t, t):
         return net.predict(params, x_t, t, condition)
@@ -259,38 +327,46 @@ def v_loss(
     return prediction_loss(predict, net.schedule, net.parameterisation, x_0, t, eps)
 
 
+def mean_loss(
+    net: ObjectsNet, params: PyTree, condition: Text, matter: Float[Array, "b h w 4"]
+) -> Float[Array, " b"]:
+    """Mean square error of the mean picture."""
+    mean = net.mean_picture(params, condition)
+    seen = jax.image.resize(matter, mean.shape, "bilinear")  # smoothed, as it shrinks
+    return jnp.mean((mean - seen) ** 2, axis=(1, 2, 3))
+
+
 def make_evaluator(
-    net: ObjectsNet, task: TrainObjects, batches: dict[str, Pictures]
+    net: ObjectsNet, task: TrainObjects, batches: dict[str, Said]
 ) -> Callable[[PyTree], dict[str, float]]:
     """v-loss on fixed pictures, lights, t (evenly spread) and eps, by kind of picture."""
 
     @jax.jit
-    def chunk_loss(params, data: Pictures, start):
+    def chunk_loss(params, said: Said, start):
         index = start + jnp.arange(EVAL_CHUNK)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(VALIDATION_KEY), index)
         t = index * 7919 % net.schedule.num_steps
         eps = jax.vmap(lambda key: jax.random.normal(key, net.shape))(keys)
-        x_0 = x_of(data, keys, task.data.light, net.image_size)
-        told = jnp.ones(EVAL_CHUNK, bool)
-        return jnp.mean(v_loss(net, params, data, told, x_0, t, eps))
+        x_0 = 2.0 * composed(said.shown, keys, task.data.light, net.image_size).rgb - 1.0
+        condition = told(net, params, said.told, jnp.ones(EVAL_CHUNK, bool))
+        return jnp.mean(v_loss(net, params, condition, x_0, t, eps))
 
-    def mean_loss(params, batch: Pictures) -> float:
-        count = len(batch.look) // EVAL_CHUNK * EVAL_CHUNK
+    def loss(params, said: Said) -> float:
+        count = len(said.shown.look) // EVAL_CHUNK * EVAL_CHUNK
         parts = (
-            (jax.tree.map(lambda x, i=i: x[i : i + EVAL_CHUNK], batch), i)
+            (jax.tree.map(lambda x, i=i: x[i : i + EVAL_CHUNK], said), i)
             for i in range(0, count, EVAL_CHUNK)
         )
         return float(np.mean([chunk_loss(params, *part) for part in parts]))
 
-    return lambda params: {f"{kind}_loss": mean_loss(params, b) for kind, b in batches.items()}
+    return lambda params: {f"{kind}_loss": loss(params, said) for kind, said in batches.items()}
 
 
 @functools.partial(jax.jit, static_argnames=("net", "sampler"))
 def _draw(net: ObjectsNet, params, ids, azimuth, elevation, look, key, sampler: Sampler):
-    told = jnp.ones(len(ids), bool)
-    view = (azimuth, elevation, look)
-    cond = net.condition(params, ids, *view, told)
-    uncond = net.condition(params, jnp.zeros_like(ids), *view, ~told)
+    view, known = (azimuth, elevation, look), jnp.ones(len(ids), bool)
+    cond = net.condition(params, ids, *view, known)
+    uncond = net.condition(params, jnp.zeros_like(ids), *view, ~known)
     predict = guided_net(net, params, cond, uncond, sampler)
 
     def eps_hat(x_t, t):

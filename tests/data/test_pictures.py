@@ -76,12 +76,28 @@ def test_a_pixel_that_both_colours_share_keeps_its_other_part():
     np.testing.assert_allclose(found[0, 0], [0.0, 0.35, 0.5], atol=1e-6)
 
 
-def composed(look: int, seed: int = 0, size: int = SIZE, light: Light = LIGHT):
-    stored = jnp.asarray(pictures.pack(two_colours()))
+def seen(look: int, seed: int = 0, size: int = SIZE, light: Light = LIGHT, mask: float = 1.0):
+    buffers = two_colours()
+    stored = jnp.asarray(pictures.pack(buffers._replace(mask=mask * buffers.mask)))
     nothing = Recolor(jnp.zeros(3), jnp.zeros(3), jnp.zeros(()))
     camera, key = orbit(0.0, 0.0, 3.0, 1.3), jax.random.key(seed)
     compose = jax.jit(pictures.compose, static_argnums=(5, 6))
-    return np.asarray(compose(stored, camera, nothing, jnp.int32(look), key, light, size))
+    return compose(stored, camera, nothing, jnp.int32(look), key, light, size)
+
+
+def composed(*args, **kwargs) -> np.ndarray:
+    return np.asarray(seen(*args, **kwargs).rgb)
+
+
+def test_matter_is_the_picture_without_its_backdrop():
+    whole = seen(LIT)
+    np.testing.assert_allclose(whole.matter[..., :3], whole.rgb, atol=1e-6)
+    np.testing.assert_allclose(whole.matter[..., 3], 1.0, atol=1e-6)
+    half, other = seen(LIT, mask=0.4), seen(LIT, seed=3, mask=0.4)
+    np.testing.assert_allclose(half.matter, 0.4 * whole.matter, atol=1e-6)
+    backdrop = (half.rgb - half.matter[..., :3]) / 0.6
+    np.testing.assert_allclose(backdrop[:, 0], backdrop[:, -1], atol=1e-4)  # graded upwards only
+    assert jnp.abs(half.rgb - other.rgb).max() > 0.1  # another backdrop
 
 
 def test_looks_are_albedo_light_on_albedo_and_light_on_white():

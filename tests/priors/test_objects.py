@@ -1,5 +1,6 @@
 """The prior that is told the camera: words, views, and its file."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -104,10 +105,36 @@ def test_text_may_be_embedded_once_and_told_the_view_later(net_and_params):
     )
     whole = jax.jit(net.condition)(params, ids, *rest)
     later = jax.jit(net.with_view)(params["view"], jax.jit(net.embed_ids)(params, ids), *rest)
-    np.testing.assert_array_equal(whole.tokens, later.tokens)
+    np.testing.assert_allclose(whole.tokens, later.tokens, atol=1e-5)
     np.testing.assert_array_equal(whole.mask, later.mask)
     assert whole.tokens.shape == (2, 6 + 3, 16) and whole.mask[:, -3:].all()
     assert not jax.jit(net.condition)(params, 0 * ids, *rest).mask[:, :-3].any()
+
+
+def test_words_and_view_are_mixed_and_padding_is_not(net_and_params):
+    net, params = net_and_params
+    ids = jnp.concatenate([net.ids(["a cow"]), net.ids(["a truck"])]).repeat(2, axis=0)
+    azimuth, rest = jnp.array([0.0, 90.0, 0.0, 90.0]), (jnp.zeros(4, int), jnp.ones(4, bool))
+    seen = jax.jit(net.condition)(params, ids, azimuth, 0.0 * azimuth, *rest)
+    words, camera, padding = seen.tokens[:, :2], seen.tokens[:, -3], seen.tokens[:, 2:-3]
+    assert jnp.abs(words[0] - words[1]).max() > 1e-3  # the same word from another side
+    assert jnp.abs(camera[0] - camera[2]).max() > 1e-3  # the same side of another thing
+    assert not padding.any()
+    short = dataclasses.replace(net, text=dataclasses.replace(net.text, length=2))
+    text = params["text"] | {"place": params["text"]["place"][:2]}
+    bare = jax.jit(short.condition)(
+        params | {"text": text}, ids[:, :2], azimuth, 0.0 * azimuth, *rest
+    )
+    np.testing.assert_allclose(bare.tokens[:, :2], words, atol=1e-5)
+    np.testing.assert_allclose(bare.tokens[:, 2:], seen.tokens[:, -3:], atol=1e-5)
+
+
+def test_nothing_is_mixed_before_training():
+    net = tiny()
+    params = jax.jit(net.init)(jax.random.key(3))
+    ids, angle = net.ids(["a cow"]), jnp.zeros(1)
+    seen = net.condition(params, ids, angle, angle, jnp.zeros(1, int), jnp.ones(1, bool))
+    np.testing.assert_array_equal(seen.tokens[:, :-3], net.embed_ids(params, ids).tokens)
 
 
 @pytest.mark.parametrize(

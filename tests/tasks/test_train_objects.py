@@ -11,6 +11,7 @@ pytest.importorskip("numba")
 
 from dreamjax.data.meshes import Drawing  # noqa: E402
 from dreamjax.errors import UserError  # noqa: E402
+from dreamjax.nets.unet import UNet  # noqa: E402
 from dreamjax.priors import objects, toybox  # noqa: E402
 from dreamjax.priors.sampling import Sampler  # noqa: E402
 from dreamjax.tasks import train_objects  # noqa: E402
@@ -57,6 +58,8 @@ def task(tmp_path_factory) -> TrainObjects:
         unet=UNET,
         text_dim=16,
         text_layers=0,
+        mean_steps=300,
+        mean_batch=64,
         optimizer=Adam(learning_rate=5e-3, b2=0.99, clip_norm=1.0),
         sample_captions=("a brick", "a unicorn"),
         sampler=Sampler(steps=2, guidance_scale=3.0),
@@ -71,12 +74,29 @@ def workdir(task, tmp_path_factory):
 
 
 def test_the_loss_falls_on_pictures_that_it_was_not_trained_on(task, workdir):
-    measure = train_objects.make_evaluator(task.net, task, task.mixture.validation(32))
+    batches = train_objects.told_and_misled(task.mixture, 32)
+    measure = train_objects.make_evaluator(task.net, task, batches)
     before = measure(jax.jit(task.net.init)(jax.random.key(task.seed)))
     after = measure(objects.load(workdir / "prior.safetensors")[1])
-    assert set(after) == {"views_loss", "pairs_loss"}
-    for kind in after:
+    assert set(after) == {"views_loss", "pairs_loss", "wrong_text_loss", "wrong_camera_loss"}
+    for kind in ("views_loss", "pairs_loss"):
         assert after[kind] < 0.85 * before[kind]
+    # Nothing is in the network's output at first, so what it is told cannot matter.
+    for kind in ("wrong_text_loss", "wrong_camera_loss"):
+        assert before[kind] == before["views_loss"] and after[kind] != after["views_loss"]
+
+
+def test_only_what_is_said_is_wrong_of_pictures_that_mislead(task):
+    found = train_objects.told_and_misled(task.mixture, 32)
+    views = found["views"].shown
+    assert found["views"].told is views
+    for kind in ("wrong_text", "wrong_camera"):
+        assert found[kind].shown is views
+    turned, other = found["wrong_camera"].told, found["wrong_text"].told
+    np.testing.assert_allclose(turned.camera.azimuth - views.camera.azimuth, 90.0, atol=1e-3)
+    np.testing.assert_array_equal(turned.ids, views.ids)
+    np.testing.assert_array_equal(other.camera.azimuth, views.camera.azimuth)
+    assert (other.ids != views.ids).any(axis=1).any()
 
 
 def test_it_writes_losses_and_samples(workdir):
@@ -85,6 +105,41 @@ def test_it_writes_losses_and_samples(workdir):
         rows[-1]
     ) and "loss" in rows[0]
     assert (workdir / "samples" / f"{STEPS:07d}.png").exists()
+
+
+def mean_picture(net, params, text: str, azimuth: float, elevation: float = 10.0) -> np.ndarray:
+    """What is expected of a text in albedo, from a side (degrees)."""
+    angles = np.array([azimuth], np.float32), np.array([elevation], np.float32)
+    condition = net.condition(params, net.ids([text]), *angles, np.array([0]), np.array([True]))
+    return np.asarray(net.mean_picture(params, condition)[0])
+
+
+def test_mean_pictures_are_of_the_thing_and_of_the_side(task, workdir):
+    net = task.net
+    params = train_objects.learn_means(task, train_objects.first_params(task), workdir / "means")
+    middle = mean_picture(net, params, "a brick", 0.0)[6:10, 6:10].mean((0, 1))
+    leaf = mean_picture(net, params, "a leaf", 0.0)[6:10, 6:10].mean((0, 1))
+    np.testing.assert_allclose([middle[3], leaf[3]], 1.0, atol=0.15)  # squares that face +x
+    assert middle[0] - middle[1] > 0.15 and leaf[1] - leaf[0] > 0.15  # (180, 60) and (40, 160)
+    # Wide from the front, thin from its side: as in each view that was trained on.
+    seen, areas = task.mixture.meshes, []
+    for view in range(task.mixture.train_views):
+        camera = [float(v[0, view]) for v in (seen.cameras.azimuth, seen.cameras.elevation)]
+        mask = mean_picture(net, params, "a brick", *camera)[..., 3]
+        areas.append((mask.mean(), seen.stored[0, view, ..., 6].mean() / 255))
+    assert np.corrcoef(np.array(areas).T)[0, 1] > 0.9
+
+
+def test_means_alone_go_on_where_they_were_stopped(task, workdir):
+    fresh = train_objects.first_params(task)
+    found = train_objects.learn_means(task, fresh, workdir / "means")
+    assert found["unet"] is fresh["unet"]
+    again = train_objects.learn_means(task, fresh, workdir / "means")
+    for name in ("text", "view", "mean"):
+        for a, b in zip(*map(jax.tree.leaves, (found[name], again[name])), strict=True):
+            np.testing.assert_array_equal(a, b)
+    none = dataclasses.replace(task, mean_steps=0)
+    assert train_objects.learn_means(none, fresh, workdir / "none") is fresh
 
 
 def test_its_words_are_those_of_its_meshes_and_of_the_toybox(task, workdir):
@@ -154,8 +209,12 @@ def test_training_begins_with_what_the_prior_that_ships_knows(task):
         task, unet=UNetSize(**sizes), text_dim=128, text_layers=2, from_toybox=True
     )
     net, params = other.net, train_objects.first_params(other)
-    for a, b in zip(*map(jax.tree.leaves, (params["unet"], known["unet"])), strict=True):
-        np.testing.assert_array_equal(a, b)
+    x, t = jax.random.normal(jax.random.key(1), (1, 8, 8, 3)), np.array([300])
+    text = shipped.embed_ids(known, np.zeros((1, shipped.text.length), np.int32))
+    wanted = shipped.predict(known, x, t, text)
+    shown = np.concatenate([x, np.full((1, 8, 8, 4), 0.7)], axis=-1)  # whatever the mean picture is
+    found = UNet(net.unet).apply({"params": params["unet"]}, shown, t, text)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
     # What is said in words that both know is the same; "brick" is none of the shipped prior's.
     ids = np.stack([net.tokenise("a photo of a red ball")])
     theirs = shipped.ids(["a photo of a red ball"], lambda *_: "")
