@@ -3,8 +3,8 @@
 Camera and kind of picture are three more tokens beside the text's, mixed with them by a
 transformer: what a thing looks like from its side is a matter of both. From the tokens a small
 decoder draws the mean of all pictures that they stand for. That is what an ideal denoiser answers
-at t = T, and it is learnt hundreds of times faster apart than by the image network, which is given
-it beside the noisy picture (docs/objects.md).
+at t = T. It is learnt far sooner apart than by the image network, which is given it beside the
+noisy picture (docs/objects.md).
 
 Symbols: N pictures, L words, D channels. Azimuth 0 is the object's front, as in `scene.camera`;
 degrees.
@@ -90,9 +90,8 @@ class MeanPicture(nn.Module):
         count = jnp.maximum(text.mask.sum(1, keepdims=True), 1)
         h = (text.tokens * text.mask[..., None]).sum(1) / count
         h = nn.silu(nn.Dense(16 * self.channels, name="mixed")(h))
-        h = nn.silu(nn.Dense(64 * self.channels, name="places")(h)).reshape(
-            -1, 4, 4, 4 * self.channels
-        )
+        h = nn.silu(nn.Dense(64 * self.channels, name="places")(h))
+        h = h.reshape(-1, 4, 4, 4 * self.channels)
         for features in (2 * self.channels, self.channels):
             h = depth_to_space(nn.Dense(4 * features, name=f"up_{features}")(h), 2)
             h = nn.silu(nn.Conv(features, (3, 3), name=f"conv_{features}")(h))
