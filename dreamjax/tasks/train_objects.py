@@ -187,47 +187,56 @@ def told_and_misled(mixture: Mixture, count: int) -> dict[str, Said]:
 
 
 def first_params(task: TrainObjects) -> PyTree:
-    """Fresh parameters, or those of `warm_start`; raises UserError where it is of another net."""
+    """Fresh parameters, or those of `warm_start`, whose words may be others.
+
+    Raises UserError where it is of a net of other sizes.
+    """
     net = task.net
     if not task.warm_start:
         params = jax.jit(net.init)(jax.random.key(task.seed))
         return with_toybox(net, params) if task.from_toybox else params
     found, params = objects.load(resolved(task.warm_start))
-    if dataclasses.replace(found, image_size=net.image_size) != net:
-        other = "words" if found.vocabulary != net.vocabulary else "sizes"
-        raise UserError(f"warm_start={task.warm_start} is of a network of other {other}")
-    return params
+    text = dataclasses.replace(found.text, vocabulary_size=net.text.vocabulary_size)
+    same = {"text": text, "vocabulary": net.vocabulary, "image_size": net.image_size}
+    if dataclasses.replace(found, **same) != net:
+        raise UserError(f"warm_start={task.warm_start} is of a network of other sizes")
+    if found.vocabulary == net.vocabulary:
+        return params
+    fresh = jax.jit(net.init)(jax.random.key(task.seed))["text"]
+    return params | {"text": with_words(net, fresh, found.vocabulary, params["text"])}
+
+
+def with_words(net: ObjectsNet, fresh: PyTree, vocabulary: Sequence[str], known: PyTree) -> PyTree:
+    """A text encoder's parameters, with fresh embeddings of words that are not in `vocabulary`."""
+    rows = {word: row for row, word in enumerate(vocabulary)}
+    words = np.array(fresh["word"]["embedding"])
+    for row, word in enumerate(net.vocabulary):
+        if word in rows:
+            words[row] = known["word"]["embedding"][rows[word]]
+    return known | {"word": {"embedding": jnp.asarray(words)}}
 
 
 def with_toybox(net: ObjectsNet, params: PyTree) -> PyTree:
-    """Parameters with the UNet, the text encoder and the words of the prior that ships.
+    """Parameters with the UNet, the text encoder and the words of the toybox's prior.
 
     It can draw things from all sides already, and listens to colours and to "with"; it has not been
-    told cameras. Raises UserError where the networks' sizes differ.
+    told cameras, nor shown mean pictures. Raises UserError where the networks' sizes differ.
     """
     shipped, known = toybox.load("")
-    sizes = dataclasses.replace(net.text, vocabulary_size=shipped.text.vocabulary_size)
-    if (shipped.unet, shipped.text) != (
-        dataclasses.replace(net.unet, dtype=shipped.unet.dtype),
-        sizes,
-    ):
+    text = dataclasses.replace(net.text, vocabulary_size=shipped.text.vocabulary_size)
+    unet = dataclasses.replace(net.unet, dtype=shipped.unet.dtype)
+    if (shipped.unet, shipped.text) != (unet, text):
         raise UserError(
             "from_toybox is true, but the prior that ships has a network of other sizes"
         )
-    rows = {word: row for row, word in enumerate(shipped.vocabulary)}
-    words = np.array(params["text"]["word"]["embedding"])
-    for row, word in enumerate(net.vocabulary):
-        if word in rows:
-            words[row] = known["text"]["word"]["embedding"][rows[word]]
-    text = known["text"] | {"word": {"embedding": jnp.asarray(words)}}
-    conv, unet = params["unet"]["conv_in"], known["unet"]
-    places = net.unet.patch**2
-    # The UNet is shown the mean picture besides; nothing comes of it at first.
-    kernel = jnp.zeros_like(conv["kernel"]).reshape(3, 3, places, -1, net.unet.channels)
-    shown = unet["conv_in"]["kernel"].reshape(3, 3, places, -1, net.unet.channels)
-    kernel = kernel.at[:, :, :, : shown.shape[3]].set(shown).reshape(conv["kernel"].shape)
-    unet = unet | {"conv_in": unet["conv_in"] | {"kernel": kernel}}
-    return params | {"unet": unet, "text": text}
+    learnt = with_words(net, params["text"], shipped.vocabulary, known["text"])
+    # Nothing comes of the mean picture at first.
+    conv, seen = params["unet"]["conv_in"]["kernel"], known["unet"]["conv_in"]["kernel"]
+    split = (*conv.shape[:2], net.unet.patch**2, -1, conv.shape[-1])  # places, then channels
+    seen = seen.reshape(split)
+    wider = jnp.zeros(conv.shape).reshape(split).at[:, :, :, : seen.shape[3]].set(seen)
+    conv_in = known["unet"]["conv_in"] | {"kernel": wider.reshape(conv.shape)}
+    return params | {"unet": known["unet"] | {"conv_in": conv_in}, "text": learnt}
 
 
 def make_problem(net: ObjectsNet, task: TrainObjects) -> Problem:

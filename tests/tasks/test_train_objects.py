@@ -200,6 +200,25 @@ def test_larger_pictures_begin_with_the_weights_of_smaller_ones(task, workdir):
         train_objects.first_params(other)
 
 
+def test_words_that_weights_do_not_know_are_fresh(task, tmp_path):
+    some = dataclasses.replace(task.data, phrases=("a leaf",))
+    fewer = dataclasses.replace(task, data=some, seed=3)
+    net, fresh = fewer.net, train_objects.first_params(fewer)
+    assert "brick" not in net.vocabulary
+    few = tmp_path / "few.safetensors"
+    objects.save(few, net, fresh)
+    found = train_objects.first_params(dataclasses.replace(task, warm_start=str(few)))
+    begun = train_objects.first_params(task)
+    words = found["text"]["word"]["embedding"]
+    for word in ("leaf", "brick", "a"):
+        row = task.net.vocabulary.index(word)
+        known = fresh["text"]["word"]["embedding"], begun["text"]["word"]["embedding"]
+        wanted = known[0][net.vocabulary.index(word)] if word != "brick" else known[1][row]
+        np.testing.assert_allclose(words[row], wanted, atol=1e-3)  # the file holds float16
+    for a, b in zip(*map(jax.tree.leaves, (found["unet"], fresh["unet"])), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-3)
+
+
 def test_training_begins_with_what_the_prior_that_ships_knows(task):
     with pytest.raises(UserError, match="a network of other sizes"):
         train_objects.first_params(dataclasses.replace(task, from_toybox=True))
