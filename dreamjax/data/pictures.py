@@ -43,7 +43,7 @@ class GBuffer(NamedTuple):
 
 
 class Composed(NamedTuple):
-    """A lit picture before its backdrop, in [0, 1], and what of it is the object.
+    """A lit picture with its backdrop, in [0, 1], and what of it is the object.
 
     `matter` is the object's rgb times its mask, and the mask.
     """

@@ -130,7 +130,7 @@ def test_mean_pictures_are_of_the_thing_and_of_the_side(task, workdir):
     assert np.corrcoef(np.array(areas).T)[0, 1] > 0.9
 
 
-def test_means_alone_go_on_where_they_were_stopped(task, workdir):
+def test_means_that_have_learnt_are_read_again(task, workdir):
     fresh = train_objects.first_params(task)
     found = train_objects.learn_means(task, fresh, workdir / "means")
     assert found["unet"] is fresh["unet"]
