@@ -11,6 +11,8 @@ Their captions are 153 object-centric ones of COCO, `queries` of
 dreamfields/config/coco_queries_val.py in google-research's repository; write them to a file, one a
 line. DreamFusion reports, colour / geometry: 75.1 / 42.5 % (B/32), 77.5 / 46.6 % (B/16), 79.7 /
 58.5 % (L/14). CLIPs are fetched once; folders do as well, and several may be given.
+
+Where models of the prompts are at hand, `--config.shapes.meshes=FOLDER_OR_NPZ` compares shapes too.
 """
 
 from dreamjax.evaluate.samples import Samples

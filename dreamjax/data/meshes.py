@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from tqdm import tqdm
 
-from dreamjax.data.pictures import CHANNELS, pack
+from dreamjax.data.pictures import CHANNELS, GBuffer, pack
 from dreamjax.errors import UserError
 from dreamjax.scene.camera import Camera, Cameras, middle_camera, sample_camera
 from dreamjax.settings import Pixels, Range, Seed, settings
@@ -254,6 +254,19 @@ def _zbuffer():
     return zbuffer
 
 
+def draw_mesh(mesh: Mesh, camera: Camera, size: int, dominant: Dominance | None = None) -> GBuffer:
+    """G-buffers of a mesh, `size` pixels square, from one camera; runs on the host.
+
+    Without `dominant`, `cover` and `shade` are 0. Raises UserError without numba.
+    """
+    zbuffer = _zbuffer()
+    soup = zbuffer.Soup(mesh.vertices, mesh.faces, mesh.colors)
+    parts = None if dominant is None else zbuffer.Dominant(dominant.member, dominant.shade)
+    position, rotation = np.asarray(camera.position), np.asarray(camera.rotation)
+    pose = zbuffer.Pose(position, rotation, float(camera.focal))
+    return zbuffer.draw(soup, pose, size, parts)
+
+
 def sample_cameras(drawing: Drawing, count: int) -> Camera:
     """Cameras [count, views] in NumPy: each from the seed, its mesh and its view alone."""
 
@@ -283,7 +296,7 @@ def draw_meshes(meshes: Sequence[Mesh], drawing: Drawing, cache: str | Path) -> 
     """
     if not meshes:
         raise UserError("there are no meshes to draw")
-    zbuffer = _zbuffer()
+    _zbuffer()  # before anything is written
     folder = Path(cache).expanduser() / f"meshes-{fingerprint(meshes, drawing)}"
     size = drawing.size
     shape = (len(meshes), drawing.views, size, size, CHANNELS)
@@ -300,13 +313,9 @@ def draw_meshes(meshes: Sequence[Mesh], drawing: Drawing, cache: str | Path) -> 
         mesh = meshes[i]
         dominant = dominance_of(mesh, drawing.cameras)
         colour[i] = [*dominant.rgb, dominant.share]
-        soup = zbuffer.Soup(mesh.vertices, mesh.faces, mesh.colors)
-        parts = zbuffer.Dominant(dominant.member, dominant.shade)
         for view in range(drawing.views):
-            at = Camera(*(values[i, view] for values in cameras))
-            position, rotation = np.asarray(at.position), np.asarray(at.rotation)
-            pose = zbuffer.Pose(position, rotation, float(at.focal))
-            stored[i, view] = pack(zbuffer.draw(soup, pose, size, parts))
+            at = Camera._make(values[i, view] for values in cameras)
+            stored[i, view] = pack(draw_mesh(mesh, at, size, dominant))
 
     missing = np.flatnonzero(done == 0)
     bar = tqdm(total=len(meshes), initial=len(meshes) - len(missing), desc="drawing", unit="mesh")

@@ -75,10 +75,10 @@ def lattice_distances(
     """
     axis = np.linspace(-extent, extent, points)
     cell = axis[1] - axis[0]
-    inside = _inside(triangles / cell + (points - 1) / 2.0, points)
+    inside = lattice_inside(triangles, extent, points)
     if not inside.any():
         raise UserError(f"{what} encloses no space: expected a closed surface")
-    samples, owner = _sample(triangles)
+    samples, owner = sample_surface(triangles)
     tree = KDTree(samples)
     places = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
     found = np.empty(len(places))
@@ -95,7 +95,7 @@ def lattice_distances(
     return np.where(inside, -1.0, 1.0) * found.reshape(inside.shape)
 
 
-def _sample(triangles: Triangles) -> tuple[Float[np.ndarray, "s 3"], Int[np.ndarray, " s"]]:
+def sample_surface(triangles: Triangles) -> tuple[Float[np.ndarray, "s 3"], Int[np.ndarray, " s"]]:
     """Points of the surface, evenly by area and one at least in each triangle; whose they are."""
     a, b, c = np.moveaxis(triangles, 1, 0)
     area = np.linalg.norm(np.cross(b - a, c - a), axis=1)
@@ -125,8 +125,9 @@ def _to_triangles(
     return distance.min(axis=1)
 
 
-def _inside(triangles: Triangles, points: int) -> Bool[np.ndarray, "n n n"]:
-    """Which points 0, 1, ... of a lattice are inside, by a vote of the three axes."""
+def lattice_inside(triangles: Triangles, extent: float, points: int) -> Bool[np.ndarray, "n n n"]:
+    """Which points of `lattice_distances` are inside, by a vote of the three axes."""
+    triangles = triangles * ((points - 1) / (2.0 * extent)) + (points - 1) / 2.0
     votes = np.zeros((points,) * 3, int)
     for axis in range(3):
         order = np.roll(np.arange(3), -axis - 1)  # this axis is the last

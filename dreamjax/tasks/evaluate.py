@@ -3,7 +3,8 @@
 The probe reads kind, colours and view of the toybox's objects from pictures, and every number
 stands beside its ceiling: what the probe scores on ground-truth renders of the same objects from
 the same views (`evaluate.samples`, `evaluate.dreams`). Dreams of any prompts are scored by CLIP
-R-Precision instead, where CLIPs are named (`evaluate.retrieval`).
+R-Precision instead, where CLIPs are named (`evaluate.retrieval`), and beside models of the same
+things, where meshes are (`evaluate.shapes`).
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ from jaxtyping import PyTree
 
 from dreamjax.clock import Clock
 from dreamjax.errors import UserError
-from dreamjax.evaluate import dreams, retrieval, samples
+from dreamjax.evaluate import dreams, retrieval, samples, shapes
 from dreamjax.evaluate import probe as probes
 from dreamjax.evaluate.dreams import Dreams
 from dreamjax.evaluate.judge import Judge
@@ -32,6 +33,7 @@ from dreamjax.evaluate.prompts import PROMPTS
 from dreamjax.evaluate.retrieval import Retrieval
 from dreamjax.evaluate.runs import FinishedRun
 from dreamjax.evaluate.samples import DrawFn, Samples
+from dreamjax.evaluate.shapes import Shapes
 from dreamjax.export.mesh import read_mesh
 from dreamjax.export.sheet import write_png
 from dreamjax.many import attempt
@@ -58,11 +60,14 @@ class Evaluate:
     samples: Samples = Samples()  # what the prior draws; per_view and random 0: nothing
     dreams: Dreams = Dreams()  # which finished runs are scored
     retrieval: Retrieval = Retrieval()  # with CLIPs in it, runs are scored by them instead
+    shapes: Shapes = Shapes()  # with meshes in it, runs are compared with them too
     dream: Dream = Dream()  # how missing dreams are made, their prompts aside
 
     def __post_init__(self):
         if self.retrieval.clips and not self.dreams.folder:
             raise UserError("retrieval.clips score dreams: name their folder, dreams.folder")
+        if self.shapes.meshes and not self.dreams.folder:
+            raise UserError("shapes.meshes score dreams: name their folder, dreams.folder")
 
     def run(self, workdir: str | Path) -> None:
         """Score what is named, print the tables, and write them as `scores.md` and `scores.json`.
@@ -84,6 +89,7 @@ class Evaluate:
                 for name in self.retrieval.clips
             }
             clips = {name: (network, network.load()) for name, network in networks.items()}
+        models = shapes.read_models(self.shapes) if self.shapes.meshes else None
         workdir = claim(workdir, self, harmless=("dreams.run_missing",))
 
         found: dict = {"facts": self._facts(), "samples": [], "dreams": []}
@@ -109,6 +115,11 @@ class Evaluate:
             found["views"] = {name: counts.tolist() for name, counts in scores.views.items()}
             pages.append(dreams.page(self.dreams, scores))
             _write_sheet(workdir / "dreams.png", scores.sheet)
+        if folder and models is not None:
+            beside = shapes.score(self.shapes, models, runs, finished_run)
+            beside.skipped.extend(unreadable)
+            found["shapes"] = [row._asdict() for row in beside.rows]
+            pages.append(shapes.page(beside))
         text = "\n\n".join(pages) + "\n"
         write_text(workdir / "scores.json", json.dumps(found, indent=1) + "\n")
         write_text(workdir / "scores.md", text)

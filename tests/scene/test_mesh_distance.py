@@ -5,7 +5,7 @@ import pytest
 
 from dreamjax.errors import UserError
 from dreamjax.scene import mesh_distance
-from dreamjax.scene.mesh_distance import lattice_distances, read_triangles
+from dreamjax.scene.mesh_distance import lattice_distances, lattice_inside, read_triangles
 
 trimesh = pytest.importorskip("trimesh")
 RNG = np.random.default_rng(3)
@@ -76,14 +76,14 @@ def test_holes_and_turned_triangles_do_no_harm():
     kept = RNG.permutation(len(whole))[:-6]
     damaged = whole[kept].copy()
     damaged[::40] = damaged[::40, ::-1]
-    inside = [mesh_distance._inside(t * 15 + 15, 31) for t in (whole, damaged)]
+    inside = [lattice_inside(t, 1.0, 31) for t in (whole, damaged)]
     assert (inside[0] != inside[1]).mean() < 3e-3
     true = np.linalg.norm(lattice(1.0, 31), axis=-1) < 0.79
     assert (inside[0] != true).mean() < 0.01
     # Inside out is no matter, and things that overlap are one.
-    turned = mesh_distance._inside(whole[:, ::-1] * 15 + 15, 31)
+    turned = lattice_inside(whole[:, ::-1], 1.0, 31)
     np.testing.assert_array_equal(turned, inside[0])
-    twice = mesh_distance._inside(np.concatenate([whole, 0.5 * whole]) * 15 + 15, 31)
+    twice = lattice_inside(np.concatenate([whole, 0.5 * whole]), 1.0, 31)
     np.testing.assert_array_equal(twice, inside[0])
 
 
