@@ -1,9 +1,10 @@
 """A prior of many real things that is told the camera: a v-prediction pixel UNet with its text.
 
 Three kinds of tokens go, mixed by a transformer, into the UNet's cross-attention: the words of the
-prompt, the camera's azimuth and elevation, and which kind of picture it is. The mean picture that
-they stand for goes in beside the noisy one (`nets.view`). One safetensors file holds float16
-tensors and, in its metadata, the network's sizes, the vocabulary and the schedule.
+prompt, the camera (azimuth, elevation, how large a unit of length is seen), and which kind of
+picture it is. The mean picture that they stand for goes in beside the noisy one (`nets.view`). One
+safetensors file holds float16 tensors and, in its metadata, the network's sizes, the vocabulary and
+the schedule.
 """
 
 import dataclasses
@@ -25,9 +26,10 @@ from dreamjax.diffusion.schedule import Schedule, cosine
 from dreamjax.errors import UserError
 from dreamjax.nets.text import Text, TextConfig, TextEncoder
 from dreamjax.nets.unet import UNet, UNetConfig
-from dreamjax.nets.view import MeanPicture, ViewEncoder
+from dreamjax.nets.view import MeanPicture, ToldView, ViewEncoder
 from dreamjax.priors.base import Conditions, NetPrior, Pixels, Prompt
 from dreamjax.priors.words import read_prompt
+from dreamjax.scene.camera import Camera
 from dreamjax.scene.views import Views
 from dreamjax.settings import Dtype, Range, settings, short
 
@@ -41,6 +43,12 @@ ALBEDO, LIT, TEXTURELESS = range(3)
 @functools.cache
 def _cosine(steps: int) -> Schedule:
     return cosine(steps)
+
+
+def tell(camera: Camera, look: Int[Array, " n"], told: Bool[Array, " n"]) -> ToldView:
+    """Views by N cameras that show the kinds of picture `look`; cameras are told where `told`."""
+    size = camera.focal / jnp.linalg.norm(camera.position, axis=-1)
+    return ToldView(camera.azimuth, camera.elevation, size, look, told)
 
 
 @settings
@@ -105,15 +113,14 @@ class ObjectsNet(Pixels):
         """Fresh parameters {"unet", "text", "view", "mean"}."""
         key_unet, key_text, key_view, key_mean = jax.random.split(key, 4)
         ids = jnp.zeros((1, self.text.length), jnp.int32)
-        angle, look = jnp.zeros(1), jnp.zeros(1, jnp.int32)
         words = {"text": TextEncoder(self.text).init(key_text, ids)["params"]}
-        view = angle, angle, look, look > 0
-        found = self.view.init(key_view, self.embed_ids(words, ids), *view)
+        view = untold(jnp.zeros(1, jnp.int32))
+        found = self.view.init(key_view, self.embed_ids(words, ids), view)
         params = words | {"view": found["params"]}
-        text = self.condition(params, ids, *view)
+        text = self.condition(params, ids, view)
         params["mean"] = MeanPicture().init(key_mean, text)["params"]
         x = self._beside_mean(params, jnp.zeros((1, *self.shape)), text)
-        return params | {"unet": UNet(self.unet).init(key_unet, x, angle, text)["params"]}
+        return params | {"unet": UNet(self.unet).init(key_unet, x, view.azimuth, text)["params"]}
 
     def tokenise(self, text: str) -> Int[np.ndarray, " l"]:
         """Piece numbers of a text, 0-padded to `text.length`.
@@ -131,42 +138,23 @@ class ObjectsNet(Pixels):
 
         Raises UserError for words that training did not see.
         """
-        angle, look = jnp.zeros(len(texts)), jnp.full(len(texts), LIT)
-        return self.condition(params, self.ids(texts), angle, angle, look, look < 0)
+        return self.condition(params, self.ids(texts), untold(jnp.full(len(texts), LIT)))
 
     def embed_ids(self, params: PyTree, ids: Int[Array, "n l"]) -> Text:
         """Token embeddings of piece numbers."""
         return cast(Text, TextEncoder(self.text).apply({"params": params["text"]}, ids))
 
-    def condition(
-        self,
-        params: PyTree,
-        ids: Int[Array, "n l"],
-        azimuth: Float[Array, " n"],
-        elevation: Float[Array, " n"],
-        look: Int[Array, " n"],
-        told_camera: Bool[Array, " n"],
-    ) -> Text:
+    def condition(self, params: PyTree, ids: Int[Array, "n l"], view: ToldView) -> Text:
         """All that the network is told of each picture; works in jit.
 
-        Ids of 0 alone are no text, a camera is told where `told_camera`; neither of both is what
-        guidance calls unconditional. Angles are in degrees, `look` indexes `looks`.
+        Ids of 0 alone are no text; neither text nor camera is what guidance calls unconditional.
+        `view.look` indexes `looks`.
         """
-        words = self.embed_ids(params, ids)
-        return self.with_view(params["view"], words, azimuth, elevation, look, told_camera)
+        return self.with_view(params["view"], self.embed_ids(params, ids), view)
 
-    def with_view(
-        self,
-        view_params: PyTree,
-        words: Text,
-        azimuth: Float[Array, " n"],
-        elevation: Float[Array, " n"],
-        look: Int[Array, " n"],
-        told_camera: Bool[Array, " n"],
-    ) -> Text:
+    def with_view(self, view_params: PyTree, words: Text, view: ToldView) -> Text:
         """`condition` with the words embedded already; `view_params` are params["view"]."""
-        view = azimuth, elevation, look, told_camera
-        return cast(Text, self.view.apply({"params": view_params}, words, *view))
+        return cast(Text, self.view.apply({"params": view_params}, words, view))
 
     def predict(
         self, params: PyTree, z_t: Float[Array, "b h w 3"], t: Int[Array, " b"], condition: Text
@@ -186,6 +174,12 @@ class ObjectsNet(Pixels):
         mean = jax.lax.stop_gradient(self.mean_picture(params, condition))
         mean = jax.image.resize(mean, (*z_t.shape[:3], mean.shape[-1]), "bilinear")
         return jnp.concatenate([z_t, 2.0 * mean - 1.0], axis=-1)
+
+
+def untold(look: Int[Array, " n"]) -> ToldView:
+    """Views of these kinds of picture from wherever the network likes."""
+    nothing = jnp.zeros(len(look))
+    return ToldView(nothing, nothing, nothing, look, nothing > 0.0)
 
 
 class EmbeddedPrompt(NamedTuple):
@@ -229,9 +223,8 @@ class Objects(NetPrior):
 
         def told(words: Text, camera_too: bool) -> Text:
             rows = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape[1:])), words)
-            known = jnp.full(count, camera_too)
-            view = (camera.azimuth, camera.elevation, look, known)
-            return self.net.with_view(embedded.view, rows, *view)
+            view = tell(camera, look, jnp.full(count, camera_too))
+            return self.net.with_view(embedded.view, rows, view)
 
         return Conditions(told(embedded.words, True), told(embedded.negative, False))
 

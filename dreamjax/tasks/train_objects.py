@@ -34,6 +34,7 @@ from dreamjax.nets.view import MEAN_SIZE
 from dreamjax.priors import objects, toybox
 from dreamjax.priors.objects import ObjectsNet
 from dreamjax.priors.sampling import Sampler, guided_net
+from dreamjax.scene.camera import Cameras, middle_camera
 from dreamjax.scene.shading import Light
 from dreamjax.settings import NonNegative, Range, Share, settings, short
 from dreamjax.tasks.train_prior import UNetSize
@@ -312,9 +313,9 @@ def dropped(
 
 def told(net: ObjectsNet, params: PyTree, data: Pictures, camera_too: Bool[Array, " b"]) -> Text:
     """What `data` says of each picture, and the camera where it is told."""
-    camera, look = data.camera, jnp.asarray(data.look)
-    ids = jnp.asarray(data.ids)
-    return net.condition(params, ids, camera.azimuth, camera.elevation, look, camera_too)
+    camera = jax.tree.map(jnp.asarray, data.camera)
+    view = objects.tell(camera, jnp.asarray(data.look), camera_too)
+    return net.condition(params, jnp.asarray(data.ids), view)
 
 
 def v_loss(
@@ -370,9 +371,9 @@ def make_evaluator(
 
 @functools.partial(jax.jit, static_argnames=("net", "sampler"))
 def _draw(net: ObjectsNet, params, ids, azimuth, elevation, look, key, sampler: Sampler):
-    view, known = (azimuth, elevation, look), jnp.ones(len(ids), bool)
-    cond = net.condition(params, ids, *view, known)
-    uncond = net.condition(params, jnp.zeros_like(ids), *view, ~known)
+    camera = jax.vmap(functools.partial(middle_camera, Cameras()))(azimuth, elevation)
+    cond = net.condition(params, ids, objects.tell(camera, look, look >= 0))
+    uncond = net.condition(params, jnp.zeros_like(ids), objects.untold(look))
     predict = guided_net(net, params, cond, uncond, sampler)
 
     def eps_hat(x_t, t):

@@ -11,9 +11,10 @@ import pytest
 from dreamjax.errors import UserError
 from dreamjax.nets.text import TextConfig
 from dreamjax.nets.unet import UNetConfig
+from dreamjax.nets.view import ToldView, size_features
 from dreamjax.priors import objects
 from dreamjax.priors.base import Prompt
-from dreamjax.scene.camera import Camera
+from dreamjax.scene.camera import orbit
 from dreamjax.scene.views import Views
 
 WORDS = ("a", "box", "cherries", "cow", "fire", "fish", "gold", "of", "pine", "tree", "truck")
@@ -50,17 +51,17 @@ def net_and_params(quick_compilation):
 
 
 @partial(jax.jit, static_argnums=0)
-def output(net, params, *condition):
-    text = net.condition(params, *condition)
+def output(net, params, ids, view):
+    text = net.condition(params, ids, view)
     z_t = jax.random.normal(jax.random.key(2), (1, *net.shape))
     return net.predict(params, z_t, jnp.array([500]), text)
 
 
-def told(net, params, prompt="a cow", azimuth=0.0, elevation=10.0, look=0, camera=True):
+def told(net, params, prompt="a cow", azimuth=0.0, elevation=10.0, size=0.4, look=0, camera=True):
     """The network's output when told these."""
     ids = jnp.asarray(net.tokenise(prompt))[None]
-    angles = jnp.array([azimuth]), jnp.array([elevation])
-    return np.asarray(output(net, params, ids, *angles, jnp.array([look]), jnp.array([camera])))
+    view = ToldView(*(jnp.array([x]) for x in (azimuth, elevation, size, look, camera)))
+    return np.asarray(output(net, params, ids, view))
 
 
 @pytest.mark.parametrize(
@@ -69,6 +70,7 @@ def told(net, params, prompt="a cow", azimuth=0.0, elevation=10.0, look=0, camer
         {"azimuth": 180.0},
         {"azimuth": -90.0},
         {"elevation": 60.0},
+        {"size": 0.45},
         {"look": 2},
         {"camera": False},
         {"prompt": "a truck"},
@@ -90,50 +92,52 @@ def test_left_is_told_from_right_and_a_turn_is_no_change(net_and_params):
 
 def test_a_camera_that_is_not_told_does_not_count(net_and_params):
     net, params = net_and_params
-    a, b = (told(net, params, azimuth=a, elevation=a, camera=False) for a in (0.0, 70.0))
+    a, b = (told(net, params, "a cow", a, a, a / 100, camera=False) for a in (30.0, 70.0))
     np.testing.assert_array_equal(a, b)
 
 
 def test_text_may_be_embedded_once_and_told_the_view_later(net_and_params):
     net, params = net_and_params
     ids = net.ids(["a cow", "fire truck"])
-    rest = (
-        jnp.array([0.0, 90.0]),
-        jnp.array([0.0, 20.0]),
-        jnp.array([0, 1]),
-        jnp.array([True, True]),
-    )
-    whole = jax.jit(net.condition)(params, ids, *rest)
-    later = jax.jit(net.with_view)(params["view"], jax.jit(net.embed_ids)(params, ids), *rest)
+    angles = jnp.array([0.0, 90.0]), jnp.array([0.0, 20.0])
+    view = ToldView(*angles, jnp.array([0.4, 0.5]), jnp.array([0, 1]), jnp.array([True, True]))
+    whole = jax.jit(net.condition)(params, ids, view)
+    later = jax.jit(net.with_view)(params["view"], jax.jit(net.embed_ids)(params, ids), view)
     np.testing.assert_allclose(whole.tokens, later.tokens, atol=1e-5)
     np.testing.assert_array_equal(whole.mask, later.mask)
     assert whole.tokens.shape == (2, 6 + 3, 16) and whole.mask[:, -3:].all()
-    assert not jax.jit(net.condition)(params, 0 * ids, *rest).mask[:, :-3].any()
+    assert not jax.jit(net.condition)(params, 0 * ids, view).mask[:, :-3].any()
 
 
 def test_words_and_view_are_mixed_and_padding_is_not(net_and_params):
     net, params = net_and_params
     ids = jnp.concatenate([net.ids(["a cow"]), net.ids(["a truck"])]).repeat(2, axis=0)
-    azimuth, rest = jnp.array([0.0, 90.0, 0.0, 90.0]), (jnp.zeros(4, int), jnp.ones(4, bool))
-    seen = jax.jit(net.condition)(params, ids, azimuth, 0.0 * azimuth, *rest)
+    nothing = jnp.zeros(4)
+    azimuth, look = jnp.array([0.0, 90.0, 0.0, 90.0]), jnp.zeros(4, int)
+    view = ToldView(azimuth, nothing, nothing, look, nothing == 0)
+    seen = jax.jit(net.condition)(params, ids, view)
     words, camera, padding = seen.tokens[:, :2], seen.tokens[:, -3], seen.tokens[:, 2:-3]
     assert jnp.abs(words[0] - words[1]).max() > 1e-3  # the same word from another side
     assert jnp.abs(camera[0] - camera[2]).max() > 1e-3  # the same side of another thing
     assert not padding.any()
     short = dataclasses.replace(net, text=dataclasses.replace(net.text, length=2))
     text = params["text"] | {"place": params["text"]["place"][:2]}
-    bare = jax.jit(short.condition)(
-        params | {"text": text}, ids[:, :2], azimuth, 0.0 * azimuth, *rest
-    )
+    bare = jax.jit(short.condition)(params | {"text": text}, ids[:, :2], view)
     np.testing.assert_allclose(bare.tokens[:, :2], words, atol=1e-5)
     np.testing.assert_allclose(bare.tokens[:, 2:], seen.tokens[:, -3:], atol=1e-5)
+
+
+def test_sizes_are_told_between_minus_one_and_one():
+    found = size_features(jnp.array([0.35, 0.425, 0.5]))
+    np.testing.assert_allclose(found, [[-1, 1, -1], [0, 0, 0], [1, 1, 1]], atol=1e-5)
 
 
 def test_nothing_is_mixed_before_training():
     net = tiny()
     params = jax.jit(net.init)(jax.random.key(3))
-    ids, angle = net.ids(["a cow"]), jnp.zeros(1)
-    seen = net.condition(params, ids, angle, angle, jnp.zeros(1, int), jnp.ones(1, bool))
+    ids, nothing = net.ids(["a cow"]), jnp.zeros(1)
+    view = ToldView(nothing, nothing, nothing, jnp.zeros(1, int), nothing == 0)
+    seen = net.condition(params, ids, view)
     np.testing.assert_array_equal(seen.tokens[:, :-3], net.embed_ids(params, ids).tokens)
 
 
@@ -192,8 +196,8 @@ def test_sizes_that_do_not_fit_are_refused():
 def views(azimuth, elevation, lit, textureless) -> Views:
     azimuth, elevation = jnp.array(azimuth), jnp.array(elevation)
     count = len(azimuth)
-    unknown = jnp.zeros((count, 3)), jnp.zeros((count, 3, 3)), jnp.zeros(count)
-    camera = Camera(*unknown, azimuth, elevation)
+    focal = jnp.linspace(1.2, 1.4, count)
+    camera = jax.vmap(orbit)(azimuth, elevation, jnp.full(count, 3.2), focal)
     return Views(camera, jnp.arange(count), jnp.array(lit), jnp.array(textureless))
 
 
@@ -206,13 +210,14 @@ def test_as_a_prior_it_tells_the_network_each_view(tmp_path, net_and_params):
     seen = views([0.0, 120.0, 10.0], [5.0, 40.0, 80.0], [0.0, 1.0, 1.0], [0.0, 0.0, 1.0])
     found = jax.jit(prior.condition)(embedded, seen)
     ids = net.ids(["a cow"] * 3)
-    angles, looks = (seen.camera.azimuth, seen.camera.elevation), jnp.arange(3)
-    told = jnp.ones(3, bool)
+    angles, size = (seen.camera.azimuth, seen.camera.elevation), jnp.linspace(1.2, 1.4, 3) / 3.2
+    view = ToldView(*angles, size, jnp.arange(3), jnp.ones(3, bool))
     condition = jax.jit(net.condition)
-    cond = condition(params, ids, *angles, looks, told)
-    uncond = condition(params, net.ids(["a truck"] * 3), *angles, looks, ~told)
+    cond = condition(params, ids, view)
+    nothing = objects.untold(view.look)
+    uncond = condition(params, net.ids(["a truck"] * 3), nothing)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves((cond, uncond)), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
+        np.testing.assert_allclose(a, b, atol=1e-5)  # sizes are rounded apart
     assert prior.image_size == 8 and prior.shape == (8, 8, 3)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from dreamjax.errors import UserError  # noqa: E402
 from dreamjax.nets.unet import UNet  # noqa: E402
 from dreamjax.priors import objects, toybox  # noqa: E402
 from dreamjax.priors.sampling import Sampler  # noqa: E402
+from dreamjax.scene.camera import Camera, Cameras, middle_camera  # noqa: E402
 from dreamjax.tasks import train_objects  # noqa: E402
 from dreamjax.tasks.train_objects import NamedThings, TrainObjects  # noqa: E402
 from dreamjax.tasks.train_prior import UNetSize  # noqa: E402
@@ -107,25 +109,26 @@ def test_it_writes_losses_and_samples(workdir):
     assert (workdir / "samples" / f"{STEPS:07d}.png").exists()
 
 
-def mean_picture(net, params, text: str, azimuth: float, elevation: float = 10.0) -> np.ndarray:
-    """What is expected of a text in albedo, from a side (degrees)."""
-    angles = np.array([azimuth], np.float32), np.array([elevation], np.float32)
-    condition = net.condition(params, net.ids([text]), *angles, np.array([0]), np.array([True]))
-    return np.asarray(net.mean_picture(params, condition)[0])
+def mean_picture(net, params, text: str, camera: Camera) -> np.ndarray:
+    """What is expected of a text in albedo, by a camera."""
+    camera = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], camera)
+    view = objects.tell(camera, jnp.array([0]), jnp.array([True]))
+    return np.asarray(net.mean_picture(params, net.condition(params, net.ids([text]), view))[0])
 
 
 def test_mean_pictures_are_of_the_thing_and_of_the_side(task, workdir):
     net = task.net
     params = train_objects.learn_means(task, train_objects.first_params(task), workdir / "means")
-    middle = mean_picture(net, params, "a brick", 0.0)[6:10, 6:10].mean((0, 1))
-    leaf = mean_picture(net, params, "a leaf", 0.0)[6:10, 6:10].mean((0, 1))
+    front = middle_camera(Cameras(), 0.0, 10.0)
+    middle = mean_picture(net, params, "a brick", front)[6:10, 6:10].mean((0, 1))
+    leaf = mean_picture(net, params, "a leaf", front)[6:10, 6:10].mean((0, 1))
     np.testing.assert_allclose([middle[3], leaf[3]], 1.0, atol=0.15)  # squares that face +x
     assert middle[0] - middle[1] > 0.15 and leaf[1] - leaf[0] > 0.15  # (180, 60) and (40, 160)
     # Wide from the front, thin from its side: as in each view that was trained on.
     seen, areas = task.mixture.meshes, []
     for view in range(task.mixture.train_views):
-        camera = [float(v[0, view]) for v in (seen.cameras.azimuth, seen.cameras.elevation)]
-        mask = mean_picture(net, params, "a brick", *camera)[..., 3]
+        camera = jax.tree.map(lambda leaf, view=view: leaf[0, view], seen.cameras)
+        mask = mean_picture(net, params, "a brick", camera)[..., 3]
         areas.append((mask.mean(), seen.stored[0, view, ..., 6].mean() / 255))
     assert np.corrcoef(np.array(areas).T)[0, 1] > 0.9
 
