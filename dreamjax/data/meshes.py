@@ -189,14 +189,15 @@ def normalised(vertices: Float[np.ndarray, "v 3"]) -> Float[np.ndarray, "v 3"]:
     return centred / max(np.linalg.norm(centred, axis=1).max(), 1e-12)
 
 
-def _lab(rgb: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
+def cielab(rgb: Float[np.ndarray, "*b 3"]) -> Float[np.ndarray, "*b 3"]:
     """CIELAB (D65) of sRGB in [0, 1], with `LIGHTNESS_WEIGHT` on the lightness."""
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
     xyz = linear @ np.array(to_xyz).T / [0.9505, 1.0, 1.089]
     f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16.0 / 116.0)
-    lightness = LIGHTNESS_WEIGHT * (116.0 * f[:, 1] - 16.0)
-    return np.stack([lightness, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=-1)
+    lightness = LIGHTNESS_WEIGHT * (116.0 * f[..., 1] - 16.0)
+    red, blue = 500.0 * (f[..., 0] - f[..., 1]), 200.0 * (f[..., 1] - f[..., 2])
+    return np.stack([lightness, red, blue], axis=-1)
 
 
 def dominance(colors: UInt8[np.ndarray, "f 3"], weight: Float[np.ndarray, " f"]) -> Dominance:
@@ -207,7 +208,7 @@ def dominance(colors: UInt8[np.ndarray, "f 3"], weight: Float[np.ndarray, " f"])
     palette, of_face = np.unique(colors, axis=0, return_inverse=True)
     of_face = of_face.reshape(-1)
     rgb = palette / 255.0
-    lab = _lab(rgb)
+    lab = cielab(rgb)
     weight = np.bincount(of_face, np.maximum(weight, 1e-9), len(palette))
     # A texture can have thousands of colours: those that are seen most stand for the rest.
     centres = lab[np.argsort(-weight)[:256]]

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("numba")
 
 from dreamjax.data.meshes import Drawing  # noqa: E402
-from dreamjax.data.mixture import Mixing  # noqa: E402
+from dreamjax.data.mixture import COLOR_NAMES, Mixing  # noqa: E402
 from dreamjax.errors import UserError  # noqa: E402
 from dreamjax.evaluate import judge as judges  # noqa: E402
 from dreamjax.evaluate.judge import Judge, Trained  # noqa: E402
@@ -125,7 +125,7 @@ def test_it_learns_to_tell_two_things_apart(tmp_path):
 @pytest.mark.slow
 def test_samples_are_scored_and_shown(tmp_path, capsys):
     write_judge(tmp_path / "judge.safetensors")
-    vocabulary = ("", objects.PLURAL, "a", "brick", "leaf", "pond")
+    vocabulary = ("", objects.PLURAL, "a", "brick", "leaf", "pond", *COLOR_NAMES)
     size = UNetSize(
         channels=16, channel_mults=(1,), down_blocks=(), middle_blocks=1, up_blocks=(),
         attention_levels=(0,), head_dim=8,
@@ -137,6 +137,7 @@ def test_samples_are_scored_and_shown(tmp_path, capsys):
         prior=Objects(str(tmp_path / "prior.safetensors"), image_size=8),
         judge=Judge(str(tmp_path / "judge.safetensors")),
         per_phrase=2,
+        recolored=2,
         sampler=Sampler(steps=2),
     )
     task.run(tmp_path / "scores")
@@ -146,4 +147,6 @@ def test_samples_are_scored_and_shown(tmp_path, capsys):
         assert of == 6 and sum(found["right"][look].values()) == right
         assert found["samples"][look]["top-5"] == [6, 6]
         assert (tmp_path / "scores" / f"{look}.png").stat().st_size > 1000
+    assert [of for _, of in found["colors"].values()] == [2, 2]  # two pictures of either pair
+    assert (tmp_path / "scores" / "recolored.png").stat().st_size > 1000
     assert "| ground truth | lit | 75.0 % of 4 | 100.0 % of 4 |" in capsys.readouterr().out
