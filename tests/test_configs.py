@@ -170,3 +170,16 @@ def test_the_benchmark_dreams_as_the_configs_do():
     task = load_config("benchmark")
     for name in ("toybox", "sd15", "tpu_v4"):
         assert getattr(task, name) == load_config(name)
+
+
+def test_lists_of_prompts_are_of_the_hundred():
+    phrases = load_config("hundred_prior").data.phrases
+
+    def lines(name):
+        text = (CONFIGS.parent / "docs" / "prompts" / f"{name}.txt").read_text()
+        return tuple(line for line in text.splitlines() if not line.startswith("#"))
+
+    assert lines("hundred") == phrases
+    tried, test = lines("hundred_tried"), lines("hundred_test")
+    assert tried == phrases[::10] and len(test) == 40
+    assert set(test) < set(phrases) - set(tried)

@@ -21,7 +21,6 @@ from dreamjax.nets.text import Text, TextBlock
 from dreamjax.nets.unet import depth_to_space
 
 HARMONICS = (1.0, 2.0, 3.0, 4.0)
-MEAN_SIZE = 16  # pixels a side of mean pictures
 
 
 SIZES = (0.35, 0.5)  # apparent sizes that the cameras of `scene.camera` give

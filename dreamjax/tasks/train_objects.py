@@ -30,7 +30,6 @@ from dreamjax.diffusion.timesteps import late
 from dreamjax.errors import UserError
 from dreamjax.export.progress import progress
 from dreamjax.nets.text import Text, TextConfig
-from dreamjax.nets.view import MEAN_SIZE
 from dreamjax.priors import objects, toybox
 from dreamjax.priors.objects import ObjectsNet
 from dreamjax.priors.sampling import Sampler, guided_net
@@ -270,7 +269,7 @@ def learn_means(task: TrainObjects, params: PyTree, workdir: Path) -> PyTree:
     net, learnt = task.net, {name: params[name] for name in ("text", "view", "mean")}
 
     def loss(params, data: Pictures, keys, memory) -> Seen:
-        seen = composed(data, keys, task.data.light, MEAN_SIZE)
+        seen = composed(data, keys, task.data.light, net.image_size)
         u = jax.vmap(jax.random.uniform)(keys)
         condition = dropped(net, params, data, u, task)
         mean = jnp.mean(mean_loss(net, params, condition, seen.matter))

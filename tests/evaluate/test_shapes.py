@@ -7,7 +7,7 @@ import pytest
 
 from dreamjax.errors import UserError
 from dreamjax.evaluate import shapes
-from dreamjax.evaluate.runs import FinishedRun
+from dreamjax.evaluate.runs import FinishedRun, shots
 from dreamjax.evaluate.shapes import Shapes
 from dreamjax.export.gltf import Mesh
 from dreamjax.scene.camera import Cameras, middle_camera
@@ -72,11 +72,13 @@ def test_a_ball_in_a_ball(how):
     assert first.volume == pytest.approx(RADIUS**3, abs=0.01)
     # A radius less: the nearest point is straight out, but for the facets.
     assert first.chamfer == pytest.approx(1.0 - RADIUS, abs=2e-3)
-    assert second[2:] == (first.silhouette, None, None)
+    assert second[2:5] == (first.silhouette, None, None)
+    assert first.fronts == second.fronts == (0, 0)  # a ball's views cannot be told apart
     page = shapes.page(found)
     share = f"{100 * first.silhouette:.1f} %"
-    assert f"| b | planet.obj | {share} | - | - |" in page
-    assert f"| mean of 2 | | {share} | {100 * first.volume:.1f} % | {first.chamfer:.3f} |" in page
+    assert f"| b | planet.obj | {share} | - | - | 0 of 0 |" in page
+    cells = f"{share} | {100 * first.volume:.1f} % | {first.chamfer:.3f} | 0 of 0"
+    assert f"| mean of 2 | | {cells} |" in page
 
 
 def test_the_same_surface_is_at_no_distance():
@@ -102,3 +104,25 @@ def test_what_encloses_nothing_has_no_volume():
     nothing = np.zeros((4, 4, 4), bool)
     assert shapes.overlap(nothing, nothing) is None
     assert shapes.overlap(nothing, ~nothing) == 0.0
+
+
+def test_a_back_that_looks_like_the_front_is_a_second_front():
+    model = np.linspace(0.0, 1.0, 8)[:, None, None, None] * np.ones((1, 4, 4, 3))
+    assert shapes.second_fronts(model, model) == (0, 5)
+    janus = model.copy()
+    janus[[1, 3, 4]] = model[0] + 0.01  # 45 degrees from the front may look like it
+    assert shapes.second_fronts(janus, model) == (2, 5)
+    same = np.concatenate([model[:1]] * 4 + [model[4:]])
+    assert shapes.second_fronts(same, same) == (0, 3)
+
+
+def test_a_model_is_seen_as_a_dream_is(how):
+    (model,) = shapes.read_models(how)["a planet"]
+    camera, shading = shots(Cameras(), (0.0,) * 8, 0.0, True)
+    seen = shapes.model_views(model, camera, shading, 64)
+    one = disc(middle_camera(Cameras(), 0.0, 0.0), 1.0, 64)
+    assert np.abs(seen.mask[3] - one).mean() < 0.01
+    np.testing.assert_allclose(seen.rgb[3][one == 0][:50], 1.0)  # white behind it
+    # The lamp is above the camera: what faces it has all light, its lower rim little.
+    assert seen.rgb[3][24, 32, 0] == pytest.approx(1.0, abs=0.03)
+    assert seen.rgb[3][24, 32, 0] > seen.rgb[3][44, 32, 0] + 0.1
