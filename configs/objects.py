@@ -1,19 +1,20 @@
-"""Text to 3D of named things, with a prior that is told the camera (docs/objects.md).
+"""Text to 3D of a hundred named things, with a prior that is told the camera (docs/objects.md).
 
     python -m dreamjax.main --config=configs/objects.py \
-        --config.prior.weights=runs/hundred_prior/prior.safetensors \
         --config.prompt="a fire truck" --workdir=runs/truck
 
-No weights ship yet: `hundred_prior` trains them. As `configs/toybox.py`, but that the front is not
-asked for, since the prior is told the camera by number.
+`dreamjax dream "a fire truck" --config=objects` is the same. As `configs/toybox.py`, but that the
+front is not asked for, since the prior is told the camera by number; and the field is a grid.
 """
 
 import dataclasses
 
 from dreamjax.clock import Ramp
-from dreamjax.distill.sds import Sds
+from dreamjax.distill.hifa import Hifa
+from dreamjax.distill.weighting import Uniform
 from dreamjax.main import load_config
 from dreamjax.priors.objects import Objects
+from dreamjax.scene.fields.hash_grid import HashGrid
 from dreamjax.tasks.dream import Dream
 
 
@@ -22,6 +23,16 @@ def get_config() -> Dream:
         load_config("toybox"),
         steps=240,
         prior=Objects(),
-        objective=Sds(guidance_scale=6.0, draws=2, t_high=Ramp(0.95, 0.6)),
+        # In a grid what is thin stays where it is seen; in an MLP all goes at once.
+        field=HashGrid(levels=6, finest=48, extent=1.15),
+        # One falling t: first the mean of what the words mean, then one thing. w = 1, or the
+        # penalties would outweigh the small t.
+        objective=Hifa(
+            guidance_scale=6.0,
+            draws=2,
+            t_low=Ramp(0.15, 0.15),
+            t_high=Ramp(0.95, 0.95),
+            weighting=Uniform(),
+        ),
         facing=None,
     )

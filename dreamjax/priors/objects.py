@@ -12,6 +12,7 @@ import difflib
 import functools
 import json
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, NamedTuple, cast
 
@@ -194,7 +195,7 @@ class EmbeddedPrompt(NamedTuple):
 class Objects(NetPrior):
     """A prior of named things that is told the camera, as task train_objects writes it."""
 
-    weights: str = ""  # a safetensors file of task train_objects
+    weights: str = ""  # a safetensors file of task train_objects; empty: the one that ships
     image_size: Annotated[int, Range(8, 512)] = 32  # pixels of the pictures that it is shown
     dtype: Dtype = "float32"  # of the network's activations
 
@@ -295,20 +296,24 @@ def save(path: str | Path, net: ObjectsNet, params: PyTree) -> None:
     weights.save(path, metadata, params)
 
 
-def read_net(path: str | Path) -> ObjectsNet:
-    """The network that a file describes; raises UserError for a file that is not of this kind."""
-    if not str(path):
-        raise UserError(
-            "the prior of named things ships no weights yet: name a file of task train_objects, as "
-            "--config.prior.weights=runs/hundred_prior/prior.safetensors"
-        )
+def read_net(path: str | Path = "") -> ObjectsNet:
+    """The network that a file describes; without a path, the one that ships.
+
+    Raises UserError for a file that is missing, damaged, or not of this kind.
+    """
+    path = path or shipped()
     return weights.build(path, ObjectsNet, weights.description(path, FORMAT, "prior"))
 
 
-def load(path: str | Path) -> tuple[ObjectsNet, PyTree]:
-    """Read a network with its float32 parameters.
+def load(path: str | Path = "") -> tuple[ObjectsNet, PyTree]:
+    """Read a network with its float32 parameters; without a path, the one that ships.
 
     Raises UserError for a file that is missing, damaged, or not of this kind.
     """
     net = read_net(path)
-    return net, weights.fit(path, weights.shapes_of(net))
+    return net, weights.fit(path or shipped(), weights.shapes_of(net))
+
+
+def shipped() -> Path:
+    """The weights file in the package."""
+    return Path(str(resources.files("dreamjax.priors") / "weights" / "objects.safetensors"))

@@ -203,7 +203,8 @@ def tokenise(
             more = (command or _dream_command)(text, word)
             raise UserError(
                 f"the shipped prior does not know the word {word[:40]!r}; {hint}. docs/toybox.md "
-                f"lists its words; Stable Diffusion understands free text: {more}"
+                "lists its words, docs/objects.md the hundred things that --config=objects knows; "
+                f"Stable Diffusion understands free text: {more}"
             )
     if len(found) > length:
         raise UserError(f"the prompt has {len(found)} words; the shipped prior reads {length}")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dreamjax.errors import UserError
+from dreamjax.main import load_config
 from dreamjax.nets.text import TextConfig
 from dreamjax.nets.unet import UNetConfig
 from dreamjax.nets.view import ToldView, size_features
@@ -221,9 +222,28 @@ def test_as_a_prior_it_tells_the_network_each_view(tmp_path, net_and_params):
     assert prior.image_size == 8 and prior.shape == (8, 8, 3)
 
 
-def test_a_prior_without_weights_or_words_says_so(tmp_path, net_and_params):
-    with pytest.raises(UserError, match="ships no weights yet: name a file"):
-        objects.Objects().load()
+def test_the_shipped_prior_knows_its_things_and_their_sides():
+    net, params = objects.load()
+    assert objects.shipped().stat().st_size < 16e6
+    phrases = load_config("hundred_prior").data.phrases
+    net.ids(phrases)
+
+    def mean(text, azimuth):
+        camera = jax.tree.map(lambda x: x[None], orbit(azimuth, 15.0, 3.1, 1.3))
+        view = objects.tell(camera, jnp.zeros(1, int), jnp.ones(1, bool))
+        return np.asarray(net.mean_picture(params, net.condition(params, net.ids([text]), view))[0])
+
+    # Long from the side, narrow from the front; and of its colour.
+    for text in ("a fire truck", "a cow", "a viking ship"):
+        front, side = ((mean(text, azimuth)[..., 3] > 0.5).any(0).sum() for azimuth in (0.0, 90.0))
+        assert side > 1.3 * front, text
+    for text, channel in (("a red couch", 0), ("a frog", 1), ("a blue whale", 2)):
+        seen = mean(text, 45.0)
+        inside = seen[seen[..., 3] > 0.7][:, :3].mean(0)
+        assert inside.argmax() == channel, (text, inside)
+
+
+def test_words_that_are_not_known_are_told(tmp_path, net_and_params):
     net, params = net_and_params
     objects.save(tmp_path / "p.safetensors", net, params)
     prior = objects.Objects(str(tmp_path / "p.safetensors"))
