@@ -228,10 +228,14 @@ def test_the_shipped_prior_knows_its_things_and_their_sides():
     phrases = load_config("hundred_prior").data.phrases
     net.ids(phrases)
 
-    def mean(text, azimuth):
+    @jax.jit
+    def picture(ids, azimuth):
         camera = jax.tree.map(lambda x: x[None], orbit(azimuth, 15.0, 3.1, 1.3))
         view = objects.tell(camera, jnp.zeros(1, int), jnp.ones(1, bool))
-        return np.asarray(net.mean_picture(params, net.condition(params, net.ids([text]), view))[0])
+        return net.mean_picture(params, net.condition(params, ids, view))[0]
+
+    def mean(text, azimuth):
+        return np.asarray(picture(net.ids([text]), azimuth))
 
     # Long from the side, narrow from the front; and of its colour.
     for text in ("a fire truck", "a cow", "a viking ship"):
