@@ -26,7 +26,7 @@ from tqdm import tqdm
 from dreamjax.data.pictures import CHANNELS, GBuffer, pack
 from dreamjax.errors import UserError
 from dreamjax.scene.camera import Camera, Cameras, middle_camera, sample_camera
-from dreamjax.settings import Pixels, Range, Seed, settings
+from dreamjax.settings import Pixels, Range, Seed, settings, short
 
 FORMAT = 1  # of what is stored; raise it when pictures change
 AT_ONCE = 16  # models between two marks of progress
@@ -90,15 +90,15 @@ def read_meshes(path: str | Path) -> list[Mesh]:
 
     Raises UserError where nothing can be read.
     """
-    path = Path(path).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(path))
+    if os.path.isdir(path):  # False for a name that no disk can have
         npz = sorted(path.glob("*.npz"))
         if len(npz) == 1 and npz[0].with_suffix(".csv").exists():
             return _read_npz(npz[0])
         return _read_folder(path)
-    if path.suffix == ".npz" and path.exists():
+    if path.suffix == ".npz" and os.path.isfile(path):
         return _read_npz(path)
-    raise UserError(f"no meshes at {path}: expected a folder or an .npz file")
+    raise UserError(f"no meshes at {short(str(path))}: expected a folder or an .npz file")
 
 
 def _read_npz(path: Path) -> list[Mesh]:

@@ -150,3 +150,10 @@ def test_settings_that_cannot_be_meant():
 
 def test_the_list_of_what_looks_wrong_can_be_read():
     assert all("/" in name for name in meshes.left_out())
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "a\0b", "\ud800", "~nobody-of-that-name/x"])
+def test_names_that_no_disk_can_have_are_told_in_one_line(path):
+    with pytest.raises(UserError, match="no meshes at .*: expected a folder") as error:
+        meshes.read_meshes(path)
+    assert len(str(error.value)) < 200 and str(error.value).isprintable()
