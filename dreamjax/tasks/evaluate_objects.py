@@ -106,5 +106,5 @@ def color_table(counts: dict[str, list[int]]) -> str:
     """Counts of right colours as Markdown."""
     lines = ["| things in another colour | have it |", "|---|---|"]
     for name, (right, of) in counts.items():
-        lines.append(f"| pairs {name} | {100 * right / of:.1f} % of {of} |" if of else "")
-    return "\n".join(line for line in lines if line)
+        lines += [f"| pairs {name} | {100 * right / of:.1f} % of {of} |"] if of else []
+    return "\n".join(lines)
